@@ -1,0 +1,123 @@
+/** A piece of guest-physical memory and the bytes behind it. */
+export interface MemoryRegion {
+  /** Guest-physical address of the first byte. */
+  readonly guestAddress: number
+  /** Bytes. */
+  readonly size: number
+  /** Views over the memory, in order, each at most `CHUNK_SIZE` bytes. */
+  readonly chunks: readonly Uint8Array[]
+}
+
+/** A view is at most this long: `fs.read` and older V8s take no more at once. */
+export const CHUNK_SIZE = 2 ** 31
+
+/** An access outside guest memory. What the guest asks for is hostile: callers expect this. */
+export class GuestAddressError extends RangeError {
+  override readonly name = 'GuestAddressError'
+}
+
+/**
+ * Guest-physical memory: bounds-checked access over regions that need not be contiguous.
+ *
+ * Addresses and sizes are bytes, as numbers: guest-physical addresses here stay below 2^53.
+ */
+export class GuestMemory {
+  readonly regions: readonly MemoryRegion[]
+
+  constructor(regions: readonly MemoryRegion[]) {
+    this.regions = [...regions].sort((a, b) => a.guestAddress - b.guestAddress)
+    for (let i = 1; i < this.regions.length; i++) {
+      const before = this.regions[i - 1]!
+      if (before.guestAddress + before.size > this.regions[i]!.guestAddress) {
+        throw new RangeError(`memory regions overlap at ${hex(this.regions[i]!.guestAddress)}`)
+      }
+    }
+  }
+
+  /** Bytes in all regions together. */
+  get size(): number {
+    return this.regions.reduce((sum, region) => sum + region.size, 0)
+  }
+
+  /** One past the highest guest-physical address. */
+  get end(): number {
+    const last = this.regions.at(-1)
+    return last ? last.guestAddress + last.size : 0
+  }
+
+  /** Whether `[address, address + length)` lies in memory, regions that touch counting as one. */
+  contains(address: number, length: number): boolean {
+    if (!Number.isSafeInteger(address) || !Number.isSafeInteger(length) || address < 0 || length < 0) return false
+    let at = address
+    const end = address + length
+    for (const region of this.regions) {
+      if (at < region.guestAddress) break
+      if (at < region.guestAddress + region.size) at = region.guestAddress + region.size
+      if (at >= end) return true
+    }
+    return length === 0 && at === end && this.regions.some(r => at >= r.guestAddress && at <= r.guestAddress + r.size)
+  }
+
+  /**
+   * A view, not a copy, of `length` bytes. Throws `GuestAddressError` where they are not all memory, or
+   * where they cross from one view to another (use `read` there).
+   */
+  view(address: number, length: number): Uint8Array {
+    const found = this.#locate(address, length)
+    if (found.chunk.length - found.offset < length) {
+      throw new GuestAddressError(`${hex(address)}+${hex(length)}: crosses a boundary between memory views`)
+    }
+    return found.chunk.subarray(found.offset, found.offset + length)
+  }
+
+  /** A copy of `length` bytes. */
+  read(address: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length)
+    this.#each(address, length, (part, at) => bytes.set(part, at))
+    return bytes
+  }
+
+  /** Writes `bytes` at `address`. */
+  write(address: number, bytes: Uint8Array): void {
+    this.#each(address, bytes.length, (part, at) => part.set(bytes.subarray(at, at + part.length)))
+  }
+
+  /** Sets `length` bytes to `value`. */
+  fill(address: number, length: number, value = 0): void {
+    this.#each(address, length, part => part.fill(value))
+  }
+
+  /** The parts of memory behind `[address, address + length)`, in order: for scatter-gather I/O straight on memory. */
+  parts(address: number, length: number): Uint8Array[] {
+    const parts: Uint8Array[] = []
+    this.#each(address, length, part => parts.push(part))
+    return parts
+  }
+
+  #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
+    if (!this.contains(address, length)) throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
+    for (let at = 0; at < length; ) {
+      const { chunk, offset } = this.#locate(address + at, 1)
+      const part = chunk.subarray(offset, offset + Math.min(length - at, chunk.length - offset))
+      visit(part, at)
+      at += part.length
+    }
+  }
+
+  #locate(address: number, length: number): { chunk: Uint8Array; offset: number } {
+    for (const region of this.regions) {
+      let offset = address - region.guestAddress
+      if (!(offset >= 0 && offset < region.size)) continue
+      if (length > region.size - offset && !this.contains(address, length)) break
+      for (const chunk of region.chunks) {
+        if (offset < chunk.length) return { chunk, offset }
+        offset -= chunk.length
+      }
+    }
+    throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
+  }
+}
+
+function hex(n: number): string {
+  return Number.isFinite(n) ? `0x${n.toString(16)}` : String(n)
+}
