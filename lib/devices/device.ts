@@ -1,0 +1,58 @@
+/** A value that JSON holds without loss. */
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json }
+
+/**
+ * A device behind one or several ranges of a bus.
+ *
+ * `offset` counts from the start of the range; `data` has the bytes of the access (1, 2, 4 or 8), little-endian, and
+ * never reaches beyond the range. `read` answers in place. What the guest asks for is hostile: neither method throws.
+ */
+export interface Device {
+  read(offset: number, data: Uint8Array): void
+  write(offset: number, data: Uint8Array): void
+}
+
+/** A device with state that belongs into a snapshot. */
+export interface StatefulDevice extends Device {
+  /** The whole state, as plain JSON. */
+  saveState(): Json
+  /** Takes over what `saveState` gave. Throws `TypeError` where `state` is nothing that it gives. */
+  loadState(state: Json): void
+}
+
+/** An interrupt line into the interrupt controller. */
+export interface InterruptLine {
+  set(level: boolean): void
+}
+
+/** Reads a register block of one-byte registers: each byte of an access is an access of its own. */
+export function eachByte(offset: number, data: Uint8Array, access: (register: number, value: number) => number): void {
+  for (let i = 0; i < data.length; i++) data[i] = access(offset + i, data[i]!)
+}
+
+/** The named members of a saved state: integers from 0 up to `limits[name]`. Throws `TypeError` for anything else. */
+export function savedIntegers<K extends string>(state: Json, limits: Readonly<Record<K, number>>): Record<K, number> {
+  const result = {} as Record<K, number>
+  for (const name of Object.keys(limits) as K[]) {
+    const value = isObject(state) ? state[name] : undefined
+    if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > limits[name]) {
+      throw new TypeError(`saved device state: ${name} must be an integer from 0 to ${limits[name]}`)
+    }
+    result[name] = value
+  }
+  return result
+}
+
+/** A named list of bytes of a saved state, at most `max` long. Throws `TypeError` for anything else. */
+export function savedBytes(state: Json, name: string, max: number): number[] {
+  const value = isObject(state) ? state[name] : undefined
+  const isByte = (byte: unknown) => Number.isInteger(byte) && (byte as number) >= 0 && (byte as number) <= 0xff
+  if (!Array.isArray(value) || value.length > max || !value.every(isByte)) {
+    throw new TypeError(`saved device state: ${name} must be a list of at most ${max} bytes`)
+  }
+  return [...(value as number[])]
+}
+
+function isObject(state: Json): state is { readonly [key: string]: Json } {
+  return typeof state === 'object' && state !== null && !Array.isArray(state)
+}
