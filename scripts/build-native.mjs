@@ -22,7 +22,10 @@ function headersDirectory() {
 
 /** The environment of every build: binding.gyp and its tools call `node`, which has to be this one. */
 function environment() {
-  const env = { ...process.env, PATH: `${dirname(process.execPath)}:${join(root, 'node_modules/.bin')}:${process.env.PATH}` }
+  const env = {
+    ...process.env,
+    PATH: `${dirname(process.execPath)}:${join(root, 'node_modules/.bin')}:${process.env.PATH}`,
+  }
   const headers = headersDirectory()
   // As an environment variable, not as an option: prebuildify hands no options on to node-gyp.
   if (headers) env.npm_config_nodedir = headers
@@ -49,7 +52,8 @@ function build() {
 function prebuild() {
   const copy = mkdtempSync(join(tmpdir(), 'nested-kvm-prebuild-'))
   try {
-    for (const path of ['package.json', 'binding.gyp', 'native']) cpSync(join(root, path), join(copy, path), { recursive: true })
+    for (const path of ['package.json', 'binding.gyp', 'native'])
+      cpSync(join(root, path), join(copy, path), { recursive: true })
     symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
     rmSync(join(root, 'prebuilds'), { recursive: true, force: true })
     const bin = join(dirname(require.resolve('prebuildify')), 'bin.js')

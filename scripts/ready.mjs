@@ -60,7 +60,8 @@ function fingerprint(files) {
   return hash.digest('hex')
 }
 
-const stamps = readJson(stampFile) ?? {}
+/** What was built from which sources; read once the lock is held. */
+let stamps = {}
 
 function stamp(key, value) {
   stamps[key] = value
@@ -146,13 +147,19 @@ function compileTypeScript() {
 // --------------------------------------------------------------------------------------------------------------------
 
 const [major, minor] = process.versions.node.split('.').map(Number)
-if (major < 20 || (major === 20 && minor < 19)) fail(`Node ${process.versions.node} is too old: 20.19 or later is needed`)
+if (major < 20 || (major === 20 && minor < 19))
+  fail(`Node ${process.versions.node} is too old: 20.19 or later is needed`)
 if (process.platform !== 'linux' || process.arch !== 'x64') {
   fail(`${process.platform} on ${process.arch}: /dev/kvm with nested virtualization needs Linux on x86-64`)
 }
 
-await withLock(join(root, 'build/ready.lock'), () => say('waiting for another run to finish'), () => {
-  if (!dependenciesInstalled()) installDependencies()
-  buildAddon()
-  compileTypeScript()
-})
+await withLock(
+  join(root, 'build/ready.lock'),
+  () => say('waiting for another run to finish'),
+  () => {
+    if (!dependenciesInstalled()) installDependencies()
+    stamps = readJson(stampFile) ?? {}
+    buildAddon()
+    compileTypeScript()
+  },
+)
