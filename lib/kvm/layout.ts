@@ -35,10 +35,10 @@ type Definition = Readonly<Record<string, Type<unknown>>>
 export type Infer<S> = S extends Type<infer T> ? T : never
 
 /** The value of a struct: one property for each member. */
-export type StructValue<F extends Definition> = { [K in keyof F]: Infer<F[K]> }
+export type StructValue<F extends Definition> = { -readonly [K in keyof F]: Infer<F[K]> }
 
 /** The value of a union: the one member that its discriminator selects. */
-export type UnionValue<F extends Definition> = { [K in keyof F]: { [P in K]: Infer<F[P]> } }[keyof F]
+export type UnionValue<F extends Definition> = { [K in keyof F]: { -readonly [P in K]: Infer<F[P]> } }[keyof F]
 
 export interface Struct<F extends Definition> extends Type<StructValue<F>> {
   readonly name: string
