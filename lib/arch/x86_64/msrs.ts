@@ -1,0 +1,66 @@
+import type { CpuidEntry, Msr } from '../../kvm/structs.js'
+import { WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
+import { flagsOf } from './cpuid.js'
+
+/** Model-specific registers by the names of the Intel SDM (vol. 4) and the AMD APM (vol. 2, appendix A). */
+export const MSR = {
+  IA32_TIME_STAMP_COUNTER: 0x10,
+  IA32_APIC_BASE: 0x1b,
+  IA32_FEATURE_CONTROL: 0x3a,
+  IA32_TSC_ADJUST: 0x3b,
+  IA32_SYSENTER_CS: 0x174,
+  IA32_SYSENTER_ESP: 0x175,
+  IA32_SYSENTER_EIP: 0x176,
+  IA32_MISC_ENABLE: 0x1a0,
+  IA32_PAT: 0x277,
+  IA32_MTRR_DEF_TYPE: 0x2ff,
+  IA32_TSC_DEADLINE: 0x6e0,
+  IA32_EFER: 0xc0000080,
+  IA32_STAR: 0xc0000081,
+  IA32_LSTAR: 0xc0000082,
+  IA32_CSTAR: 0xc0000083,
+  IA32_FMASK: 0xc0000084,
+  IA32_FS_BASE: 0xc0000100,
+  IA32_GS_BASE: 0xc0000101,
+  IA32_KERNEL_GS_BASE: 0xc0000102,
+  IA32_TSC_AUX: 0xc0000103,
+  VM_CR: 0xc0010114,
+  VM_HSAVE_PA: 0xc0010117,
+} as const
+
+// Bits of IA32_FEATURE_CONTROL (Intel SDM vol. 3, section 24.7)
+export const FEATURE_CONTROL_LOCK = 1n << 0n
+export const FEATURE_CONTROL_VMX_OUTSIDE_SMX = 1n << 2n
+
+/** IA32_MISC_ENABLE: fast `rep movs` and `rep stos`. */
+const FAST_STRINGS = 1n << 0n
+/** IA32_MTRR_DEF_TYPE: MTRRs on, everything write-back (Intel SDM vol. 3, section 12.11.2.1). */
+const MTRR_ENABLE = 1n << 11n
+const WRITE_BACK = 6n
+
+export interface InitialMsrsSource {
+  /** `KVM_GET_MSR_INDEX_LIST` */
+  readonly indices: readonly number[]
+  /** The values of the feature MSRs of this host (`KVM_GET_MSR_FEATURE_INDEX_LIST`, system `KVM_GET_MSRS`). */
+  readonly featureMsrs: readonly Msr[]
+  /** The vCPU's CPUID table. */
+  readonly cpuid: readonly CpuidEntry[]
+}
+
+/**
+ * MSRs that a vCPU starts with, in the order in which they must be set, after its CPUID: the VMX capabilities as the host
+ * reports them, then IA32_FEATURE_CONTROL as a firmware leaves it, then what a firmware sets up for any system.
+ */
+export function initialMsrs({ indices, featureMsrs, cpuid }: InitialMsrsSource): Msr[] {
+  const settable = new Set(indices)
+  const flags = new Set(flagsOf(cpuid))
+  const msrs: Msr[] = []
+  if (flags.has('vmx')) {
+    msrs.push(...featureMsrs.filter(({ index }) => WRITABLE_VMX_MSRS.includes(index)))
+    msrs.push({ index: MSR.IA32_FEATURE_CONTROL, value: FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX })
+  }
+  if (settable.has(MSR.IA32_MISC_ENABLE)) msrs.push({ index: MSR.IA32_MISC_ENABLE, value: FAST_STRINGS })
+  // Kernels before 6.2 take it without listing it. With MTRRs off, Linux gives up on PAT as well.
+  if (flags.has('mtrr')) msrs.push({ index: MSR.IA32_MTRR_DEF_TYPE, value: MTRR_ENABLE | WRITE_BACK })
+  return msrs
+}
