@@ -1,7 +1,6 @@
 #include "kvm.h"
 
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <sys/ioctl.h>
 
 #include <cerrno>
@@ -10,6 +9,7 @@
 
 #include "env_data.h"
 #include "ioctl.h"
+#include "kvm_uapi.h"
 #include "vm.h"
 
 namespace nested_kvm {

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <linux/kvm.h>
 #include <napi.h>
 
 #include <memory>
 
+#include "kvm_uapi.h"
 #include "mapping.h"
 #include "unique_fd.h"
 #include "vm.h"

@@ -1,6 +1,5 @@
 #include "vm.h"
 
-#include <linux/kvm.h>
 #include <sys/ioctl.h>
 
 #include <cerrno>
@@ -10,6 +9,7 @@
 #include "env_data.h"
 #include "event_fd.h"
 #include "ioctl.h"
+#include "kvm_uapi.h"
 #include "vcpu.h"
 
 namespace nested_kvm {

@@ -95,7 +95,8 @@ export class GuestMemory {
   }
 
   #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
-    if (!this.contains(address, length)) throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
+    if (!this.contains(address, length))
+      throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
     for (let at = 0; at < length; ) {
       const { chunk, offset } = this.#locate(address + at, 1)
       const part = chunk.subarray(offset, offset + Math.min(length - at, chunk.length - offset))

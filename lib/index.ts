@@ -1,0 +1,13 @@
+/** nested-kvm: KVM for Node, with nested virtualization as its subject. */
+export { ConfigError, GuestError, KvmError, TimeoutError } from './errors.js'
+export { type CapabilityName, cap } from './kvm/capabilities.js'
+export { EventFd } from './kvm/event-fd.js'
+export type { HypercallExit, InternalErrorExit, IoExit, MmioExit, MsrExit, VcpuExit } from './kvm/exit.js'
+export type { GuestRegion, GuestRegionOptions } from './kvm/guest-region.js'
+export { Kvm } from './kvm/kvm.js'
+export * from './kvm/structs.js'
+export type { Vcpu } from './kvm/vcpu.js'
+export { type ExitHandler, VcpuThread, type VcpuThreadState } from './kvm/vcpu-thread.js'
+export type { CoalescedZone, IoeventfdOptions, Msi, Vm } from './kvm/vm.js'
+export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
+export { decodeNestedState, type NestedState, type SvmNestedState, type VmxNestedState } from './nested/state.js'

@@ -1,0 +1,145 @@
+/**
+ * The only file that loads the addon, and the whole of its surface. Every method that names an ioctl takes the ioctl's
+ * struct as bytes, checks their length and throws `KvmError`; policy and layouts are on this side.
+ */
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import { KvmError } from '../errors.js'
+
+type StructCall = (struct: Uint8Array) => number
+
+export interface NativeKvm {
+  getApiVersion(): number
+  checkExtension(capability: number): number
+  getVcpuMmapSize(): number
+  getSupportedCpuid: StructCall
+  getEmulatedCpuid: StructCall
+  getMsrIndexList: StructCall
+  getMsrFeatureIndexList: StructCall
+  getMsrs: StructCall
+  createVm(type: number): NativeVm
+  close(): void
+}
+
+export interface NativeVm {
+  checkExtension(capability: number): number
+  setTssAddr(address: number): number
+  setIdentityMapAddr: StructCall
+  createIrqchip(): number
+  getIrqchip: StructCall
+  setIrqchip: StructCall
+  createPit2: StructCall
+  getPit2: StructCall
+  setPit2: StructCall
+  irqLine: StructCall
+  setGsiRouting: StructCall
+  signalMsi: StructCall
+  registerCoalescedMmio: StructCall
+  unregisterCoalescedMmio: StructCall
+  getClock: StructCall
+  setClock: StructCall
+  createVcpu(id: number): NativeVcpu
+  setUserMemoryRegion(
+    slot: number,
+    flags: number,
+    guestAddress: number,
+    size: number,
+    memory?: NativeMemory,
+    offset?: number,
+  ): void
+  getDirtyLog(slot: number, bitmap: Uint8Array): number
+  clearDirtyLog(slot: number, firstPage: number, pages: number, bitmap: Uint8Array): number
+  enableCap: StructCall
+  irqfd(eventFd: NativeEventFd, gsi: number, flags: number, resample: NativeEventFd | null): number
+  ioeventfd(eventFd: NativeEventFd, struct: Uint8Array): number
+  close(): void
+}
+
+export interface NativeVcpu {
+  getRegs: StructCall
+  setRegs: StructCall
+  getSregs: StructCall
+  setSregs: StructCall
+  getSregs2: StructCall
+  setSregs2: StructCall
+  getFpu: StructCall
+  setFpu: StructCall
+  getXsave: StructCall
+  getXsave2: StructCall
+  setXsave: StructCall
+  getXcrs: StructCall
+  setXcrs: StructCall
+  getCpuid2: StructCall
+  setCpuid2: StructCall
+  getMsrs: StructCall
+  setMsrs: StructCall
+  getLapic: StructCall
+  setLapic: StructCall
+  getMpState: StructCall
+  setMpState: StructCall
+  getVcpuEvents: StructCall
+  setVcpuEvents: StructCall
+  getDebugregs: StructCall
+  setDebugregs: StructCall
+  getNestedState: StructCall
+  setNestedState: StructCall
+  getTscKhz(): number
+  setTscKhz(khz: number): number
+  setGuestDebug: StructCall
+  translate: StructCall
+  nmi(): number
+  interrupt: StructCall
+  setSignalMask: StructCall
+  kvmclockCtrl(): number
+  getDeviceAttr(group: number, attribute: number, value: Uint8Array): void
+  setDeviceAttr(group: number, attribute: number, value: Uint8Array): void
+  hasDeviceAttr(group: number, attribute: number, value: Uint8Array): void
+  enableCap: StructCall
+  /** Returns the exit reason. */
+  run(): number
+  /** The vCPU's mapping: `struct kvm_run`, the port I/O page, the coalesced ring. A second call detaches the first. */
+  runBuffer(): ArrayBuffer
+  close(): void
+}
+
+/** What `NativeVcpuThread` reports; `value` is the exit reason or the errno. */
+export const ThreadEvent = { exit: 0, paused: 1, stopped: 2, error: 3 } as const
+
+export interface NativeVcpuThread {
+  start(): void
+  pause(): void
+  resume(): void
+  stop(): void
+  /** Lets the vCPU go on after an event whose callback did not return true. */
+  answer(): void
+  /** Ends the thread, waiting until it is out of KVM_RUN. */
+  close(): void
+}
+
+export interface NativeMemory {
+  /** Views over the whole memory, 2 GiB each at most. A second call detaches the first ones. */
+  buffers(): ArrayBuffer[]
+  close(): void
+}
+
+export interface NativeEventFd {
+  signal(count: number): void
+  read(): number
+  watch(onEvent: (count: number) => void): void
+  unwatch(): void
+  close(): void
+}
+
+interface Addon {
+  setErrorClass(errorClass: typeof KvmError): void
+  Kvm: new (path: string) => NativeKvm
+  VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
+  Memory: new (size: number) => NativeMemory
+  EventFd: new () => NativeEventFd
+}
+
+const nodeGypBuild = createRequire(import.meta.url)('node-gyp-build') as (root: string) => Addon
+
+/** The package's root holds the addon, built (`build/`) or shipped (`prebuilds/`). */
+export const addon = nodeGypBuild(fileURLToPath(new URL('../..', import.meta.url)))
+addon.setErrorClass(KvmError)
