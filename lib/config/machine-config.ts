@@ -1,0 +1,135 @@
+import { accessSync, constants, statSync } from 'node:fs'
+import { totalmem } from 'node:os'
+import { ConfigError } from '../errors.js'
+
+/** What a user gives. All but `kernel` has a default. */
+export interface MachineOptions {
+  /** A bzImage or ELF64 `vmlinux`: the path of a file, or its content. */
+  readonly kernel: string | Uint8Array
+  /** Initramfs: the path of a file, or its content. Default: none. */
+  readonly initrd?: string | Uint8Array | undefined
+  /** Kernel command line. Default: `console=ttyS0 panic=-1`. */
+  readonly cmdline?: string | undefined
+  /** CPU and its flags: `host`, `host,+vmx`, `host,-svm`, ... Default: `host`. */
+  readonly cpu?: string | undefined
+  /** Default: 1. */
+  readonly vcpus?: number | undefined
+  /** Bytes, or a size as `512M` or `8G` (powers of 1024). Default: `512M`. */
+  readonly memory?: number | string | undefined
+}
+
+/** A machine's configuration, complete and checked. */
+export interface MachineConfig {
+  readonly kernel: string | Uint8Array
+  readonly initrd: string | Uint8Array | undefined
+  readonly cmdline: string
+  readonly cpu: string
+  readonly vcpus: number
+  /** Bytes. */
+  readonly memory: number
+}
+
+/** What the host sets as limits. */
+export interface HostLimits {
+  /** Bytes of physical memory. */
+  readonly memory: number
+  /** `KVM_CAP_MAX_VCPUS` */
+  readonly vcpus: number
+}
+
+const DEFAULTS = { cmdline: 'console=ttyS0 panic=-1', cpu: 'host', vcpus: 1, memory: '512M' } as const
+const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory'] as const
+
+const PAGE_SIZE = 4096
+const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
+
+/**
+ * Checks a machine's configuration and fills in the defaults. Files are looked at, but not read.
+ *
+ * @throws {ConfigError} naming the field, its value and what to do
+ */
+export function parseMachineConfig(options: MachineOptions, limits: Partial<HostLimits> = {}): MachineConfig {
+  if (typeof options !== 'object' || options === null) {
+    throw new ConfigError('machine', options, 'it is no object', `give one with ${KEYS.join(', ')}`)
+  }
+  const unknown = Object.keys(options).find(key => !(KEYS as readonly string[]).includes(key))
+  if (unknown !== undefined) {
+    const value = (options as unknown as Record<string, unknown>)[unknown]
+    throw new ConfigError(unknown, value, 'there is no such field', `the fields are ${KEYS.join(', ')}`)
+  }
+  if (options.kernel === undefined) {
+    throw new ConfigError('kernel', undefined, 'a machine needs one', 'give the path of a bzImage or vmlinux')
+  }
+  return {
+    kernel: content('kernel', options.kernel),
+    initrd: options.initrd === undefined ? undefined : content('initrd', options.initrd),
+    cmdline: text('cmdline', options.cmdline ?? DEFAULTS.cmdline),
+    cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
+    vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
+    memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
+  }
+}
+
+/**
+ * A size in bytes: a number, or digits with a unit K, M, G or T (powers of 1024; `MiB` and `MB` mean the same as `M`).
+ *
+ * @throws {ConfigError} `field`: it is none
+ */
+export function parseSize(field: string, value: unknown): number {
+  const parsed = typeof value === 'string' ? /^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*$/i.exec(value) : null
+  const size = parsed ? Number(parsed[1]) * UNITS[parsed[2]!.toUpperCase()]! : value
+  if (typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) {
+    throw new ConfigError(field, value, 'it is no size in bytes', 'write it as in 512M or 8G')
+  }
+  return size
+}
+
+function memorySize(value: unknown, hostMemory: number): number {
+  const size = parseSize('memory', value)
+  if (size === 0) throw new ConfigError('memory', value, 'a machine needs some', 'give for example 512M')
+  if (size % PAGE_SIZE !== 0) {
+    const next = Math.ceil(size / PAGE_SIZE) * PAGE_SIZE
+    throw new ConfigError('memory', value, 'it is no multiple of the page size, 4096', `give for example ${next}`)
+  }
+  if (size > hostMemory) {
+    const most = `${Math.floor(hostMemory / 2 ** 20)}M`
+    throw new ConfigError('memory', value, `this host has ${most} in all`, 'give less')
+  }
+  return size
+}
+
+function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1) {
+    throw new ConfigError('vcpus', value, 'it is no count of processors', 'give 1 or more')
+  }
+  if (value > most) throw new ConfigError('vcpus', value, `KVM on this host allows ${most}`, `give at most ${most}`)
+  return value
+}
+
+function content(field: 'kernel' | 'initrd', value: unknown): string | Uint8Array {
+  if (value instanceof Uint8Array) return value
+  if (typeof value !== 'string' || value === '') {
+    throw new ConfigError(field, value, 'it is neither a path nor bytes', 'give the path of a file')
+  }
+  let problem: string | undefined
+  try {
+    if (statSync(value).isDirectory()) problem = 'it is a directory'
+    else accessSync(value, constants.R_OK)
+  } catch (error) {
+    problem = fileProblem(error)
+  }
+  if (problem) throw new ConfigError(field, value, problem, 'give the path of a file that this user may read')
+  return value
+}
+
+function fileProblem(error: unknown): string {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error)
+  if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file'
+  if (code === 'EACCES') return 'it may not be read'
+  return `it cannot be read (${code})`
+}
+
+function text(field: string, value: unknown): string {
+  if (typeof value !== 'string') throw new ConfigError(field, value, 'it is no string', 'give a string')
+  return value
+}
