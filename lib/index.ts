@@ -1,5 +1,9 @@
 /** nested-kvm: KVM for Node, with nested virtualization as its subject. */
+
+export type { MachineConfig, MachineOptions } from './config/machine-config.js'
 export { ConfigError, GuestError, KvmError, TimeoutError } from './errors.js'
+export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
+export { diagnoseHost } from './host/host.js'
 export { type CapabilityName, cap } from './kvm/capabilities.js'
 export { EventFd } from './kvm/event-fd.js'
 export type { HypercallExit, InternalErrorExit, IoExit, MmioExit, MsrExit, VcpuExit } from './kvm/exit.js'
@@ -9,5 +13,7 @@ export * from './kvm/structs.js'
 export type { Vcpu } from './kvm/vcpu.js'
 export { type ExitHandler, VcpuThread, type VcpuThreadState } from './kvm/vcpu-thread.js'
 export type { CoalescedZone, IoeventfdOptions, Msi, Vm } from './kvm/vm.js'
+export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
+export { Machine, type MachineEnd, type MachineState } from './machine/machine.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
 export { decodeNestedState, type NestedState, type SvmNestedState, type VmxNestedState } from './nested/state.js'
