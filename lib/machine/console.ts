@@ -1,0 +1,143 @@
+import { Duplex } from 'node:stream'
+import { GuestError, TimeoutError } from '../errors.js'
+
+export interface ExpectOptions {
+  /** Milliseconds. Default: 30 000. */
+  readonly timeout?: number
+}
+
+export interface ExpectMatch {
+  /** What came before the match and after the match before. */
+  readonly before: string
+  readonly text: string
+  /** Capture groups of the pattern. */
+  readonly groups: readonly (string | undefined)[]
+}
+
+interface Expectation {
+  readonly pattern: string | RegExp
+  resolve(match: ExpectMatch): void
+  reject(error: Error): void
+}
+
+/** Text kept for `expect`: more than that without a match is a flood. */
+const KEPT_TEXT = 1 << 20
+/** Output kept for a reader that does not read: what comes then is dropped, for the guest may write for ever. */
+const KEPT_OUTPUT = 16 << 20
+const TAIL_LINES = 20
+
+/**
+ * The guest's serial console. Readable: what the guest writes; writable: what it reads. `expect` follows the same output
+ * and is independent of who else reads it.
+ */
+export class Console extends Duplex {
+  readonly #input: (bytes: Uint8Array) => boolean
+  readonly #decoder = new TextDecoder()
+  #drained: (() => void) | undefined
+  #text = ''
+  #expectation: Expectation | undefined
+  #ended = false
+  /** Bytes dropped because nobody read them. */
+  dropped = 0
+
+  /** @param input gives bytes to the guest; returns false where `drain` tells when to go on */
+  constructor(input: (bytes: Uint8Array) => boolean) {
+    super({ allowHalfOpen: true, emitClose: true })
+    this.#input = input
+  }
+
+  /** @internal The guest wrote. */
+  output(bytes: Uint8Array): void {
+    if (this.#ended) return
+    if (this.readableLength + bytes.length > KEPT_OUTPUT) this.dropped += bytes.length
+    else this.push(bytes)
+    this.#text = (this.#text + this.#decoder.decode(bytes, { stream: true })).slice(-KEPT_TEXT)
+    this.#match()
+  }
+
+  /** @internal The guest has read what was held back. */
+  drain(): void {
+    const drained = this.#drained
+    this.#drained = undefined
+    drained?.()
+  }
+
+  /** @internal There will be no more output. */
+  finish(): void {
+    if (this.#ended) return
+    this.#ended = true
+    this.push(null)
+    this.drain()
+    this.#expectation?.reject(this.#endedError(this.#expectation.pattern))
+  }
+
+  /**
+   * Waits until the output since the last match has `pattern` in it, and takes the output up to its end.
+   * @throws {TimeoutError} it did not come in time; the message shows the last lines
+   * @throws {GuestError} the machine ended before
+   */
+  expect(pattern: string | RegExp, { timeout = 30_000 }: ExpectOptions = {}): Promise<ExpectMatch> {
+    if (this.#expectation) return Promise.reject(new Error('console.expect: another one is waiting'))
+    return new Promise((resolve, reject) => {
+      const settle = () => {
+        clearTimeout(timer)
+        this.#expectation = undefined
+      }
+      const timer = setTimeout(() => {
+        settle()
+        reject(new TimeoutError(`console: ${show(pattern)} did not come within ${timeout / 1000} s`, this.tail()))
+      }, timeout)
+      this.#expectation = {
+        pattern,
+        resolve(match) {
+          settle()
+          resolve(match)
+        },
+        reject(error) {
+          settle()
+          reject(error)
+        },
+      }
+      this.#match()
+      if (this.#ended) this.#expectation?.reject(this.#endedError(pattern))
+    })
+  }
+
+  /** The last lines of output that no `expect` has taken. */
+  tail(): string {
+    return this.#text.trimEnd().split('\n').slice(-TAIL_LINES).join('\n')
+  }
+
+  override _read(): void {}
+
+  override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: () => void): void {
+    if (this.#ended || this.#input(chunk)) done()
+    else this.#drained = done
+  }
+
+  #match(): void {
+    const expectation = this.#expectation
+    if (!expectation) return
+    const found = find(this.#text, expectation.pattern)
+    if (!found) return
+    this.#text = this.#text.slice(found.before.length + found.text.length)
+    expectation.resolve(found)
+  }
+
+  #endedError(pattern: string | RegExp): GuestError {
+    return new GuestError(`console: the machine ended before ${show(pattern)} came`, this.tail())
+  }
+}
+
+function find(text: string, pattern: string | RegExp): ExpectMatch | undefined {
+  if (typeof pattern === 'string') {
+    const at = text.indexOf(pattern)
+    return at < 0 ? undefined : { before: text.slice(0, at), text: pattern, groups: [] }
+  }
+  const match = new RegExp(pattern.source, pattern.flags.replace(/[gy]/g, '')).exec(text)
+  return match ? { before: text.slice(0, match.index), text: match[0], groups: match.slice(1) } : undefined
+}
+
+function show(pattern: string | RegExp): string {
+  return typeof pattern === 'string' ? JSON.stringify(pattern) : String(pattern)
+}
