@@ -17,8 +17,11 @@ function buildProgram(): Command {
     // What follows a subcommand's own arguments is not ours: `lab -- command --its-option`.
     .enablePositionalOptions()
     .showHelpAfterError('(--help tells more)')
-  // With --json, a usage error too is one JSON line on standard output.
-  if (wantsJson(process.argv)) program.configureOutput({ writeErr: () => {} })
+  program.configureOutput({
+    outputError: (text, write) => write(text.replace(/^error: /, 'nested-kvm: ')),
+    // With --json, a usage error too is one JSON line on standard output.
+    ...(wantsJson(process.argv) ? { writeErr: () => {} } : {}),
+  })
   for (const command of [doctorCommand()]) {
     program.addCommand(command.copyInheritedSettings(program))
   }

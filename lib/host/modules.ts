@@ -16,9 +16,9 @@ export interface KvmModules {
 
 /** Reads `/sys/module`: the vendor modules and their `nested` parameters. */
 export function readModules(system: HostSystem): KvmModules {
-  // The modules that hold `kvm`; one that is built into the kernel holds nothing but has a directory of its own.
-  const builtIn = system.list('/sys/module').filter(name => name === 'kvm_intel' || name === 'kvm_amd')
-  const vendor = [...new Set([...system.list('/sys/module/kvm/holders'), ...builtIn])].sort()
+  // A module shows up as a holder of `kvm`; one that is built into the kernel only as a directory of its own.
+  const own = system.list('/sys/module').filter(name => name.startsWith('kvm_'))
+  const vendor = [...new Set([...system.list('/sys/module/kvm/holders'), ...own])].sort()
   const nested: Record<string, string> = {}
   for (const name of vendor) {
     const value = system.read(`/sys/module/${name}/parameters/nested`)?.trim()
