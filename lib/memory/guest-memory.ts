@@ -48,14 +48,15 @@ export class GuestMemory {
   /** Whether `[address, address + length)` lies in memory, regions that touch counting as one. */
   contains(address: number, length: number): boolean {
     if (!Number.isSafeInteger(address) || !Number.isSafeInteger(length) || address < 0 || length < 0) return false
-    let at = address
     const end = address + length
-    for (const region of this.regions) {
-      if (at < region.guestAddress) break
-      if (at < region.guestAddress + region.size) at = region.guestAddress + region.size
+    let at = address
+    for (const { guestAddress, size } of this.regions) {
+      if (at < guestAddress) break
+      if (at > guestAddress + size) continue
+      at = Math.max(at, guestAddress + size)
       if (at >= end) return true
     }
-    return length === 0 && at === end && this.regions.some(r => at >= r.guestAddress && at <= r.guestAddress + r.size)
+    return false
   }
 
   /**
@@ -63,7 +64,9 @@ export class GuestMemory {
    * where they cross from one view to another (use `read` there).
    */
   view(address: number, length: number): Uint8Array {
-    const found = this.#locate(address, length)
+    this.#check(address, length)
+    if (length === 0) return new Uint8Array()
+    const found = this.#locate(address)
     if (found.chunk.length - found.offset < length) {
       throw new GuestAddressError(`${hex(address)}+${hex(length)}: crosses a boundary between memory views`)
     }
@@ -72,6 +75,8 @@ export class GuestMemory {
 
   /** A copy of `length` bytes. */
   read(address: number, length: number): Uint8Array {
+    // Checked before anything is allocated: the length may be the guest's.
+    this.#check(address, length)
     const bytes = new Uint8Array(length)
     this.#each(address, length, (part, at) => bytes.set(part, at))
     return bytes
@@ -94,28 +99,33 @@ export class GuestMemory {
     return parts
   }
 
-  #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
-    if (!this.contains(address, length))
+  #check(address: number, length: number): void {
+    if (!this.contains(address, length)) {
       throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
+    }
+  }
+
+  #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
+    this.#check(address, length)
     for (let at = 0; at < length; ) {
-      const { chunk, offset } = this.#locate(address + at, 1)
+      const { chunk, offset } = this.#locate(address + at)
       const part = chunk.subarray(offset, offset + Math.min(length - at, chunk.length - offset))
       visit(part, at)
       at += part.length
     }
   }
 
-  #locate(address: number, length: number): { chunk: Uint8Array; offset: number } {
+  /** The view that holds `address`. There is none where a region was closed and its views are detached. */
+  #locate(address: number): { chunk: Uint8Array; offset: number } {
     for (const region of this.regions) {
       let offset = address - region.guestAddress
-      if (!(offset >= 0 && offset < region.size)) continue
-      if (length > region.size - offset && !this.contains(address, length)) break
+      if (offset < 0 || offset >= region.size) continue
       for (const chunk of region.chunks) {
         if (offset < chunk.length) return { chunk, offset }
         offset -= chunk.length
       }
     }
-    throw new GuestAddressError(`${hex(address)}+${hex(length)}: not in guest memory`)
+    throw new GuestAddressError(`${hex(address)}: this memory has been closed`)
   }
 }
 
