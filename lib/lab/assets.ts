@@ -1,0 +1,237 @@
+import { copyFile, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join, relative } from 'node:path'
+import { programFiles } from '../boot/program-files.js'
+import { ConfigError } from '../errors.js'
+import { installPackage, kernelPackages, type Progress, unpackPackage } from './apt.js'
+import { cached } from './cache.js'
+import { findProgram, outputOf } from './command.js'
+import { APPLETS } from './guest-files.js'
+import { hasPvhEntry, unpackKernel } from './kernel-image.js'
+import { ModuleTree } from './modules.js'
+
+export { cacheDirectory } from './cache.js'
+
+/** A stock kernel, unpacked. */
+export interface KernelAsset {
+  /** The bzImage. */
+  readonly vmlinuz: string
+  /** The `vmlinux` inside it (ELF, with a PVH entry), where this machine could unpack it; `vmlinuz` otherwise. */
+  readonly image: string
+  /** `lib/modules/<release>`: the modules that hypervisors and their guests use, and what those need. For `ModuleTree.open`. */
+  readonly modulesDir: string
+  /** As `uname -r` says it. */
+  readonly release: string
+}
+
+/** What can be found or fetched. */
+export interface Assets {
+  readonly qemu: { readonly program: string; readonly version: string }
+  /** Debian's generic kernel: it has 9p and every device. For the emulated host. */
+  readonly labKernel: KernelAsset
+  /** Debian's cloud kernel: small and quick to boot. For guests. */
+  readonly guestKernel: KernelAsset
+  /** A statically linked busybox. */
+  readonly busybox: { readonly program: string }
+}
+
+export type AssetKind = keyof Assets
+
+const QEMU = 'qemu-system-x86_64'
+const LEAST_QEMU = [7, 2] as const
+
+const KERNELS = {
+  labKernel: {
+    meta: 'linux-image-amd64',
+    entry: 'lab-kernel',
+    release: /^\d[^/]*(?<!-cloud)(?<!-rt)-(amd64|generic)$/,
+  },
+  guestKernel: { meta: 'linux-image-cloud-amd64', entry: 'guest-kernel', release: /^\d[^/]*-cloud-amd64$/ },
+} as const
+
+/** Without these a kernel is of no use; the others are kept where it has them. */
+const NEEDED_MODULES = {
+  labKernel: ['kvm_amd', 'kvm_intel', '9p', '9pnet_virtio', 'virtio_pci', 'virtio_console'],
+  guestKernel: ['kvm_amd', 'kvm_intel'],
+} as const
+const USEFUL_MODULES = ['virtio_pci', 'virtio_mmio', 'virtio_console', 'virtio_blk', 'virtio_net', 'virtio_rng']
+USEFUL_MODULES.push(
+  'overlay',
+  'ext4',
+  'isofs',
+  'loop',
+  'tun',
+  'vhost_net',
+  'sr_mod',
+  'ata_piix',
+  'ahci',
+  'sd_mod',
+  'msr',
+  'cpuid',
+)
+
+/**
+ * Finds the assets on this machine, in the cache, or through apt: kernels and busybox are downloaded and unpacked into the cache,
+ * QEMU is installed where we are root. Only what is named is looked for.
+ *
+ * @throws ConfigError when one cannot be had, saying exactly what to install.
+ */
+export async function ensureAssets<K extends AssetKind>(
+  kinds: readonly K[],
+  options: { onProgress?: Progress } = {},
+): Promise<Pick<Assets, K>> {
+  const progress = options.onProgress ?? (() => {})
+  const found: Partial<Record<AssetKind, unknown>> = {}
+  // One after the other: apt does one thing at a time.
+  for (const kind of kinds) found[kind] = await ensure[kind](progress)
+  return found as Pick<Assets, K>
+}
+
+const ensure: { [K in AssetKind]: (progress: Progress) => Promise<Assets[K]> } = {
+  qemu: ensureQemu,
+  busybox: ensureBusybox,
+  labKernel: progress => ensureKernel('labKernel', progress),
+  guestKernel: progress => ensureKernel('guestKernel', progress),
+}
+
+async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
+  let program = await findProgram(QEMU)
+  if (program === undefined) {
+    await installPackage('qemu-system-x86', QEMU, progress)
+    program = await findProgram(QEMU)
+  }
+  if (program === undefined) {
+    throw new ConfigError(
+      QEMU,
+      '',
+      'is not there although its package is',
+      'run: apt-get install --reinstall qemu-system-x86',
+    )
+  }
+  const text = await outputOf(program, ['--version']).catch((error: Error) => error.message)
+  const version = /version (\d+)\.(\d+)\S*/.exec(text)
+  if (version === null) {
+    throw new ConfigError(
+      QEMU,
+      program,
+      `does not run (${text.trim()})`,
+      'run: apt-get install --reinstall qemu-system-x86',
+    )
+  }
+  const [major, minor] = [Number(version[1]), Number(version[2])]
+  if (major < LEAST_QEMU[0] || (major === LEAST_QEMU[0] && minor < LEAST_QEMU[1])) {
+    throw new ConfigError(
+      QEMU,
+      program,
+      `is version ${major}.${minor}`,
+      `install version ${LEAST_QEMU.join('.')} or newer`,
+    )
+  }
+  return { program, version: `${major}.${minor}` }
+}
+
+async function ensureBusybox(progress: Progress): Promise<Assets['busybox']> {
+  const installed = await findProgram('busybox')
+  if (installed !== undefined && (await isUsableBusybox(installed))) return { program: installed }
+  const { directory } = await cached('busybox', '1', async work => {
+    const tree = join(work, 'tree')
+    const name = await unpackPackage(['busybox-static'], tree, progress)
+    for (const path of ['bin/busybox', 'usr/bin/busybox'])
+      await rename(join(tree, path), join(work, 'busybox')).catch(() => {})
+    await rm(tree, { recursive: true })
+    if (!(await isUsableBusybox(join(work, 'busybox')))) {
+      throw new ConfigError('package', name, 'its busybox lacks what the lab needs', 'install another busybox-static')
+    }
+    return {}
+  })
+  return { program: join(directory, 'busybox') }
+}
+
+/** Static, and with every command that the lab's scripts use. */
+async function isUsableBusybox(program: string): Promise<boolean> {
+  try {
+    if ((await programFiles(program)).length !== 1) return false
+    const applets = new Set((await outputOf(program, ['--list'])).split('\n'))
+    return APPLETS.every(name => applets.has(name))
+  } catch {
+    return false
+  }
+}
+
+async function ensureKernel(kind: keyof typeof KERNELS, progress: Progress): Promise<KernelAsset> {
+  const { meta, entry } = KERNELS[kind]
+  const recipe = JSON.stringify([1, NEEDED_MODULES[kind], USEFUL_MODULES])
+  const { directory, facts } = await cached(entry, recipe, async work => {
+    const tree = join(work, 'tree')
+    let from = { root: '/', release: await installedRelease(kind) }
+    if (from.release === undefined) {
+      await unpackPackage(await kernelPackages(meta, progress), tree, progress)
+      from = { root: tree, release: (await releases(kind, tree)).at(-1) }
+    }
+    if (from.release === undefined) {
+      throw new ConfigError('package', meta, 'holds no kernel of the kind that is needed', `install ${meta}`)
+    }
+    const image = await keepKernel(kind, from.root, from.release, work)
+    await rm(tree, { recursive: true, force: true })
+    return { release: from.release, image }
+  })
+  return {
+    vmlinuz: join(directory, 'vmlinuz'),
+    image: join(directory, facts.image),
+    modulesDir: join(directory, 'lib/modules', facts.release),
+    release: facts.release,
+  }
+}
+
+/** Takes over from an unpacked package (or this machine) the few files of its hundreds of megabytes that are used. */
+async function keepKernel(kind: keyof typeof KERNELS, root: string, release: string, work: string): Promise<string> {
+  const bzImage = await readFile(join(root, 'boot', `vmlinuz-${release}`))
+  await writeFile(join(work, 'vmlinuz'), bzImage)
+  const source = await modulesDirectory(root, release)
+  const target = join(work, 'lib/modules', release)
+  await mkdir(target, { recursive: true })
+  await copyFile(join(source, 'modules.builtin'), join(target, 'modules.builtin'))
+  const modules = await ModuleTree.open(source)
+  const useful = USEFUL_MODULES.filter(name => modules.has(name))
+  for (const { name } of await modules.load(...NEEDED_MODULES[kind], ...useful)) {
+    const file = modules.path(name)!
+    const kept = join(target, relative(source, file))
+    await mkdir(join(kept, '..'), { recursive: true })
+    await copyFile(file, kept)
+  }
+  const vmlinux = await unpackKernel(bzImage)
+  if (vmlinux === undefined || !hasPvhEntry(vmlinux)) return 'vmlinuz'
+  await writeFile(join(work, 'vmlinux'), vmlinux)
+  return 'vmlinux'
+}
+
+/** The newest kernel of this machine that can be read and has the modules. */
+async function installedRelease(kind: keyof typeof KERNELS): Promise<string | undefined> {
+  for (const release of (await releases(kind, '/')).reverse()) {
+    const modules = await modulesDirectory('/', release)
+      .then(ModuleTree.open)
+      .catch(() => undefined)
+    if (!modules || !NEEDED_MODULES[kind].every(name => modules.has(name))) continue
+    const readable = await readFile(`/boot/vmlinuz-${release}`).catch(() => undefined)
+    if (readable) return release
+  }
+  return undefined
+}
+
+/** The kernels of that kind below a root directory, oldest first. */
+async function releases(kind: keyof typeof KERNELS, root: string): Promise<string[]> {
+  const names = await readdir(join(root, 'boot')).catch(() => [])
+  return names
+    .filter(name => name.startsWith('vmlinuz-'))
+    .map(name => name.slice('vmlinuz-'.length))
+    .filter(release => KERNELS[kind].release.test(release))
+    .sort(new Intl.Collator('en', { numeric: true }).compare)
+}
+
+async function modulesDirectory(root: string, release: string): Promise<string> {
+  // Newer packages have gone over to /usr.
+  for (const lib of ['lib/modules', 'usr/lib/modules']) {
+    const directory = join(root, lib, release)
+    if ((await readdir(directory).catch(() => [])).length > 0) return directory
+  }
+  throw new ConfigError('kernel modules', release, `are not below ${root}`, `reinstall linux-image-${release}`)
+}

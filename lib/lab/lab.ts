@@ -1,0 +1,330 @@
+import { randomUUID } from 'node:crypto'
+import { type FileHandle, open, realpath, unlink } from 'node:fs/promises'
+import { availableParallelism, tmpdir, totalmem } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
+import { fileURLToPath } from 'node:url'
+import { buildInitramfs } from '../boot/initramfs.js'
+import { ConfigError, GuestError, TimeoutError } from '../errors.js'
+import { cacheDirectory, ensureAssets } from './assets.js'
+import { ConsoleLog } from './console-log.js'
+import type { Emulator, RunningEmulator, Share } from './emulator.js'
+import { labEnvironment } from './environment.js'
+import { GUEST_OWN_DIRECTORIES, guestFiles } from './guest-files.js'
+import { ModuleTree } from './modules.js'
+import { qemuEmulator } from './qemu.js'
+
+const MIB = 1 << 20
+const DEFAULT_MEMORY = 3072 * MIB
+/** Less, and the kernel and Node do not fit beside each other. */
+const LEAST_MEMORY = 512 * MIB
+/** More processors than this gain nothing: the emulator's threads wait for each other. */
+const MOST_DEFAULT_CPUS = 2
+const TAIL_LINES = 25
+
+export interface LabOptions {
+  /** The command's working directory, which it may write to. Default: ours. */
+  readonly cwd?: string
+  /** Added to what `labEnvironment` takes over from ours. */
+  readonly env?: Readonly<Record<string, string>>
+  /** Bytes of the emulated host's memory. Default: 3 GiB. */
+  readonly memory?: number
+  /** Processors of the emulated host. Default: as here, at most 2. */
+  readonly cpus?: number
+  /** Seconds for boot and command together. Default: no limit. */
+  readonly timeout?: number
+  /** Further directories that the command may write to. */
+  readonly writable?: readonly string[]
+  /** Further directories that it is to see although they are below one that the guest has for itself (`/tmp`, `/run`, ...). */
+  readonly readable?: readonly string[]
+  /** What the command reads. Default: nothing. */
+  readonly stdin?: Readable
+  /** Where its output goes as it comes. Default: it is collected in the result. They are not ended. */
+  readonly stdout?: Writable
+  readonly stderr?: Writable
+  /** Where the emulated host's console goes; given, the kernel also says more. */
+  readonly console?: Writable
+  /** Ends the lab at once; `wait` then rejects with the signal's reason. */
+  readonly abort?: AbortSignal
+  /** Told what is being fetched or started. */
+  readonly onProgress?: (message: string) => void
+}
+
+export interface LabResult {
+  /** The command's exit code; 128 + n when signal n ended it, 127 when it was not found, as in a shell. */
+  readonly exitCode: number
+  /** What it wrote, where no stream was given for it. */
+  readonly stdout: string
+  readonly stderr: string
+  /** From the emulator's start until the command's. */
+  readonly bootSeconds: number
+  /** From the emulator's start to the command's end. */
+  readonly seconds: number
+  /** The last lines of the emulated host's console. */
+  readonly console: readonly string[]
+}
+
+/**
+ * Boots an emulated host whose KVM nests, and runs a command in it: this machine's root file system is there read-only, the
+ * working directory is writable, and `/dev/kvm` is that host's.
+ *
+ * @throws ConfigError when an option is wrong or a part is missing and cannot be fetched, TimeoutError after
+ * `options.timeout`, GuestError when the emulator or its guest dies before the command ends.
+ */
+export async function runInLab(command: readonly string[], options: LabOptions = {}): Promise<LabResult> {
+  const lab = await Lab.start(command, options)
+  return lab.wait()
+}
+
+/** A command that runs in a lab. */
+export class Lab {
+  readonly #running: RunningEmulator
+  readonly #log = new ConsoleLog()
+  readonly #result: Promise<LabResult>
+  readonly #started = performance.now()
+  #bootSeconds = 0
+  #seconds = 0
+  #exitCode: number | undefined
+  #failure: Error | undefined
+
+  /** Throws as `runInLab` does, for all that is found before the command runs. */
+  static async start(command: readonly string[], options: LabOptions = {}): Promise<Lab> {
+    if (command.length === 0) throw new ConfigError('command', '', 'is missing', 'say what to run in the lab')
+    const memory = checkMemory(options.memory ?? DEFAULT_MEMORY)
+    const cpus = checkCpus(options.cpus ?? Math.min(availableParallelism(), MOST_DEFAULT_CPUS))
+    const timeout = checkTimeout(options.timeout)
+    const { onProgress } = options
+    const shares = await sharesOf(options)
+    options.abort?.throwIfAborted()
+
+    const assets = await ensureAssets(['qemu', 'labKernel', 'busybox'], onProgress ? { onProgress } : {})
+    const emulator = qemuEmulator(assets.qemu.program)
+    const tree = await ModuleTree.open(assets.labKernel.modulesDir)
+    const modules = await tree.load(...emulator.guestModules, emulator.kvmModule)
+    const cwd = shares.cwd
+    const initramfs = await buildInitramfs(
+      guestFiles({
+        busybox: assets.busybox.program,
+        modules,
+        emulator,
+        shares: shares.list,
+        visible: shares.visible,
+        command,
+        cwd,
+        env: { ...labEnvironment(process.env, emulator.vendor), ...options.env },
+        stdin: options.stdin !== undefined,
+      }),
+    )
+    const initrd = await unnamedFile(initramfs)
+    try {
+      options.abort?.throwIfAborted()
+      onProgress?.(`starting ${emulator.name}, Linux ${assets.labKernel.release}`)
+      const running = emulator.start({
+        kernel: assets.labKernel.image,
+        initrd: initrd.fd,
+        commandLine: commandLine(emulator, options.console !== undefined),
+        memoryBytes: memory,
+        cpus,
+        shares: shares.list,
+      })
+      return new Lab(running, emulator.name, timeout, options)
+    } finally {
+      await initrd.close()
+    }
+  }
+
+  private constructor(running: RunningEmulator, emulator: string, timeout: number | undefined, options: LabOptions) {
+    this.#running = running
+    this.#result = this.#run(emulator, timeout, options)
+    // Whoever never waits is told of nothing, and is not ended by it either.
+    this.#result.catch(() => {})
+  }
+
+  /** The command's end. Rejects as `runInLab` says. The emulator is gone when this settles. */
+  wait(): Promise<LabResult> {
+    return this.#result
+  }
+
+  /** Sends a signal to the command and all that it started; before it has started, ends the lab. */
+  signal(name: NodeJS.Signals): void {
+    if (this.#bootSeconds === 0) this.kill()
+    else this.#running.control.write(`${name.replace(/^SIG/, '')}\n`)
+  }
+
+  /** Ends the lab at once; `wait` rejects with `reason`. */
+  kill(reason: Error = new GuestError('the lab was ended before the command did')): void {
+    this.#failure ??= reason
+    this.#running.kill()
+  }
+
+  async #run(emulator: string, timeout: number | undefined, options: LabOptions): Promise<LabResult> {
+    const running = this.#running
+    running.console.on('data', (bytes: Buffer) => this.#log.add(bytes))
+    if (options.console) running.console.pipe(options.console, { end: false })
+    const stdout = forward(running.stdout, options.stdout, error => this.kill(error))
+    const stderr = forward(running.stderr, options.stderr, error => this.kill(error))
+    options.stdin?.pipe(running.stdin)
+    running.stdin.resume()
+    const timer = timeout === undefined ? undefined : setTimeout(() => this.#timedOut(timeout), timeout * 1000)
+    const aborted = () => this.kill(asError(options.abort?.reason))
+    options.abort?.addEventListener('abort', aborted)
+    readLines(running.control, line => this.#hear(line, options))
+    try {
+      const end = await running.ended
+      const [stdoutText, stderrText] = await Promise.all([stdout, stderr])
+      if (this.#exitCode !== undefined) {
+        return {
+          exitCode: this.#exitCode,
+          stdout: stdoutText,
+          stderr: stderrText,
+          bootSeconds: this.#bootSeconds,
+          seconds: this.#seconds,
+          console: this.#log.lines(TAIL_LINES),
+        }
+      }
+      if (this.#failure) throw this.#failure
+      const how = this.#log.panic() ?? end.message
+      const ended = end.signal ? `by ${end.signal}` : `with code ${end.exitCode}`
+      const what = `the lab's ${emulator} ended (${ended}) before the command did`
+      throw new GuestError(how ? `${what}: ${how}` : what, this.#log.lines(TAIL_LINES).join('\n'))
+    } finally {
+      clearTimeout(timer)
+      options.abort?.removeEventListener('abort', aborted)
+      options.stdin?.unpipe(running.stdin)
+      // A standard input that still waits for a key would keep the process alive.
+      options.stdin?.pause()
+    }
+  }
+
+  #hear(line: string, options: LabOptions): void {
+    const seconds = (performance.now() - this.#started) / 1000
+    if (line === 'ready') {
+      this.#bootSeconds = seconds
+      options.onProgress?.(`the lab is up after ${seconds.toFixed(1)} s`)
+      return
+    }
+    const exit = /^exit (\d{1,3})$/.exec(line)
+    if (!exit || this.#exitCode !== undefined) return
+    this.#exitCode = Number(exit[1])
+    this.#seconds = seconds
+    // All is written out and synced when the guest says so: its way to power-off is of no use to anyone.
+    this.#running.kill()
+  }
+
+  #timedOut(timeout: number): void {
+    const where = this.#bootSeconds === 0 ? 'the lab did not come up' : 'the command in the lab did not end'
+    this.kill(new TimeoutError(`${where} within ${timeout} s`, this.#log.lines(TAIL_LINES).join('\n')))
+  }
+}
+
+/**
+ * What the kernel is told beside what its emulator needs. Mitigations, audit and self-tests cost time and protect nobody here, and the
+ * emulator's TSC needs no comparison with other clocks. A panic ends the emulator (`-no-reboot`) instead of hanging.
+ */
+function commandLine(emulator: Emulator, verbose: boolean): string {
+  const words = [...emulator.commandLine, 'panic=-1', 'oops=panic', 'mitigations=off', 'audit=0', 'cryptomgr.notests']
+  words.push('tsc=reliable', 'no_timer_check', 'random.trust_cpu=on', 'rcupdate.rcu_expedited=1')
+  if (!verbose) words.push('quiet')
+  return words.join(' ')
+}
+
+/** Passes a stream on, or collects it; resolves with what was collected once it has all been taken. */
+function forward(from: Readable, to: Writable | undefined, failed: (error: Error) => void): Promise<string> {
+  return new Promise(resolve => {
+    if (to === undefined) {
+      const pieces: Buffer[] = []
+      from.on('data', piece => pieces.push(piece))
+      from.once('close', () => resolve(Buffer.concat(pieces).toString()))
+      return
+    }
+    to.once('error', failed)
+    from.pipe(to, { end: false })
+    from.once('close', () => {
+      to.removeListener('error', failed)
+      resolve('')
+    })
+  })
+}
+
+function readLines(from: Readable, take: (line: string) => void): void {
+  let rest = ''
+  from.on('data', (bytes: Buffer) => {
+    const lines = (rest + bytes.toString('latin1')).split('\n')
+    rest = lines.pop()!.slice(-1024)
+    for (const line of lines) take(line.trim())
+  })
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason))
+}
+
+/** A file without a name: whatever becomes of us, nothing is left behind. */
+async function unnamedFile(content: Uint8Array): Promise<FileHandle> {
+  const path = join(tmpdir(), `nested-kvm-${randomUUID()}`)
+  const file = await open(path, 'wx+', 0o600)
+  try {
+    await unlink(path)
+    await file.writeFile(content)
+    return file
+  } catch (error) {
+    await file.close()
+    throw error
+  }
+}
+
+async function sharesOf(options: LabOptions): Promise<{ list: Share[]; visible: string[]; cwd: string }> {
+  const cwd = await directory('working directory', options.cwd ?? process.cwd())
+  const writable = new Set<string>()
+  for (const path of [cwd, ...(options.writable ?? [])]) {
+    const real = await directory('writable directory', path)
+    // The root itself stays read-only, and so do the devices and the kernel's own file systems.
+    if (real !== '/') writable.add(real)
+  }
+  const needed = [dirname(process.execPath), dirname(fileURLToPath(import.meta.url)), cacheDirectory()]
+  const visible = new Set<string>()
+  for (const path of [...needed, ...(options.readable ?? [])]) {
+    const real = await realpath(path).catch(() => undefined)
+    if (real === undefined || writable.has(real)) continue
+    if (GUEST_OWN_DIRECTORIES.some(own => isBelow(real, own))) visible.add(real)
+  }
+  const list: Share[] = [{ tag: 'root', path: '/', writable: false }]
+  for (const path of writable) list.push({ tag: `share${list.length}`, path, writable: true })
+  return { list, visible: [...visible], cwd }
+}
+
+async function directory(field: string, path: string): Promise<string> {
+  const real = await realpath(resolve(path)).catch((error: NodeJS.ErrnoException) => {
+    throw new ConfigError(field, path, `cannot be used (${error.code})`, 'give a directory that exists')
+  })
+  if (['/proc', '/sys', '/dev'].some(own => isBelow(real, own)) || GUEST_OWN_DIRECTORIES.includes(real)) {
+    throw new ConfigError(field, path, 'the lab has its own directory in its place', 'use another directory')
+  }
+  return real
+}
+
+function isBelow(path: string, parent: string): boolean {
+  return path === parent || path.startsWith(`${parent}/`)
+}
+
+function checkMemory(memory: number): number {
+  if (!Number.isSafeInteger(memory) || memory < LEAST_MEMORY) {
+    throw new ConfigError('memory', memory, 'is too little for the lab', 'give at least 512M')
+  }
+  if (memory > totalmem()) {
+    const most = `${Math.floor(totalmem() / MIB)}M`
+    throw new ConfigError('memory', memory, 'is more than this machine has', `give at most ${most}`)
+  }
+  return memory
+}
+
+function checkCpus(cpus: number): number {
+  if (Number.isInteger(cpus) && cpus >= 1 && cpus <= 16) return cpus
+  throw new ConfigError('cpus', cpus, 'is not a number of processors', 'give 1 to 16')
+}
+
+function checkTimeout(timeout: number | undefined): number | undefined {
+  // setTimeout takes at most 2^31 - 1 ms.
+  if (timeout === undefined || (timeout > 0 && timeout <= 2_147_483)) return timeout
+  throw new ConfigError('timeout', timeout, 'is not a time', 'give seconds, above 0 and up to 2147483')
+}
