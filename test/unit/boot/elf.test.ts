@@ -1,0 +1,99 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { parseElf } from '../../../lib/boot/elf.js'
+import { loadKernel } from '../../../lib/boot/kernel.js'
+import { ConfigError } from '../../../lib/errors.js'
+import { plainMemory } from '../memory/plain.js'
+import { type ElfOptions, elf, type Segment } from './images.js'
+
+const MIB = 2 ** 20
+const VIRTUAL = 0xffff_ffff_8100_0000n
+const memory = () => plainMemory([[0, 32 * MIB]])
+const text: Segment = { virtual: VIRTUAL, physical: 0x100_0000n, content: Uint8Array.of(1, 2, 3, 4), memorySize: 8n }
+const kernel = (options: Partial<ElfOptions> = {}) => elf({ entry: 0x100_0002n, segments: [text], ...options })
+
+describe('loadKernel, given an ELF file', () => {
+  test('loads the segments where they belong, clears what follows, and enters at the entry point', () => {
+    const ram = memory()
+    ram.fill(0x100_0000, 0x100, 0xee)
+    const data: Segment = { physical: 0x180_0000n, content: Uint8Array.of(9) }
+    const note: Segment = { type: 4, physical: 0x90_0000n, content: Uint8Array.of(7) }
+    const entry = loadKernel(ram, { kernel: kernel({ segments: [text, note, data] }), cmdline: 'quiet', rsdp: 0xe0000 })
+    expect(entry).toEqual({
+      rip: 0x100_0002n,
+      rsi: 0x7000n,
+      kernel: { address: 0x100_0000, size: 0x80_0001 },
+      initrd: undefined,
+    })
+    expect([...ram.read(0x100_0000, 9)]).toEqual([1, 2, 3, 4, 0, 0, 0, 0, 0xee])
+    expect(ram.read(0x180_0000, 1)[0]).toBe(9)
+    expect(ram.read(0x90_0000, 1)[0]).toBe(0)
+  })
+
+  test('hands over boot parameters that pass for a boot loader’s', () => {
+    const ram = memory()
+    const { initrd } = loadKernel(ram, { kernel: kernel(), cmdline: 'quiet', rsdp: 0xe0000, initrd: new Uint8Array(5) })
+    const view = new DataView(ram.read(0x7000, 0x1000).buffer)
+    expect(view.getUint16(0x1fe, true)).toBe(0xaa55)
+    expect(view.getUint32(0x202, true)).toBe(0x53726448)
+    expect(view.getUint8(0x210)).toBe(0xff)
+    expect(view.getBigUint64(0x70, true)).toBe(0xe0000n)
+    expect(view.getUint32(0x218, true)).toBe(32 * MIB - 0x1000)
+    expect(initrd).toEqual({ address: 32 * MIB - 0x1000, size: 5 })
+    expect(view.getUint8(0x1e8)).toBe(3)
+    expect(Buffer.from(ram.read(0x20000, 6)).toString()).toBe('quiet\0')
+  })
+
+  test('a virtual entry point is mapped through its segment', () => {
+    expect(parseElf(kernel({ entry: VIRTUAL + 3n })).entry).toBe(0x100_0003)
+  })
+
+  test.each([
+    ['kernel', kernel({ class: 1 }), 'no 64-bit executable'],
+    ['kernel', kernel({ machine: 40 }), 'no 64-bit executable'],
+    ['kernel', kernel({ type: 1 }), 'no 64-bit executable'],
+    ['kernel', kernel({ entry: 0x42n }), 'entry point 0x42'],
+    ['kernel', kernel({ segments: [] }), 'nothing to be loaded'],
+    ['kernel', kernel({ headerSize: 8 }), 'program headers are too small'],
+    ['kernel', kernel({ headerOffset: 2n ** 64n - 1n }), 'cut short'],
+    ['kernel', kernel().subarray(0, 63), 'cut short'],
+    ['kernel', kernel().subarray(0, 100), 'cut short'],
+    ['kernel', kernel().subarray(0, kernel().length - 1), 'cut short'],
+    ['kernel', kernel({ segments: [{ ...text, offset: 2n ** 63n }] }), 'cut short'],
+    ['kernel', kernel({ segments: [{ ...text, memorySize: 3n }] }), 'makes no sense'],
+    ['kernel', kernel({ segments: [{ ...text, physical: 2n ** 63n }] }), 'makes no sense'],
+    ['kernel', kernel({ segments: [{ ...text, physical: 0x7000n }] }), 'below 1 MiB'],
+    ['memory', kernel({ segments: [{ ...text, memorySize: BigInt(40 * MIB) }] }), 'more than 56 MiB'],
+    ['cmdline', kernel(), 'takes at most 2047'],
+  ])('a bad %s is a ConfigError that names it (%#)', (field, image, message) => {
+    let caught: unknown
+    try {
+      loadKernel(memory(), { kernel: image, cmdline: 'x'.repeat(field === 'cmdline' ? 2048 : 1) })
+    } catch (error) {
+      caught = error
+    }
+    expect(caught).toBeInstanceOf(ConfigError)
+    expect(caught).toMatchObject({ field, message: expect.stringContaining(message) })
+  })
+
+  test('no file, however damaged, gives anything but a ConfigError', () => {
+    const image = kernel({ segments: [text, { physical: 0x110_0000n, content: Uint8Array.of(5, 6) }] })
+    const ram = plainMemory([[0, 18 * MIB]])
+    const damage = fc.record({
+      length: fc.nat(image.length),
+      changes: fc.array(fc.tuple(fc.nat(image.length - 1), fc.nat(255)), { maxLength: 6 }),
+    })
+    fc.assert(
+      fc.property(damage, ({ length, changes }) => {
+        const file = image.slice(0, length)
+        for (const [at, value] of changes) if (at < length) file[at] = value
+        try {
+          loadKernel(ram, { kernel: file })
+        } catch (error) {
+          expect(error).toBeInstanceOf(ConfigError)
+        }
+      }),
+      { numRuns: 2000 },
+    )
+  })
+})
