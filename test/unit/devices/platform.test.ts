@@ -1,0 +1,97 @@
+import { describe, expect, test } from 'vitest'
+import { AcpiPm } from '../../../lib/devices/acpi-pm.js'
+import { DebugExit } from '../../../lib/devices/debug-exit.js'
+import { I8042 } from '../../../lib/devices/i8042.js'
+
+describe('I8042', () => {
+  test('0xfe resets, nothing else does, and the status reads 0', () => {
+    let resets = 0
+    const i8042 = new I8042(() => resets++)
+    const data = Uint8Array.of(0xaa, 0xaa)
+    i8042.read(0, data)
+    expect([...data]).toEqual([0, 0])
+    for (let command = 0; command < 0xfe; command++) i8042.write(0, Uint8Array.of(command))
+    i8042.write(0, Uint8Array.of(0xff))
+    expect(resets).toBe(0)
+    i8042.write(0, Uint8Array.of(0xfe))
+    expect(resets).toBe(1)
+  })
+})
+
+describe('DebugExit', () => {
+  test.each([
+    [[0], 1],
+    [[0x10], 0x21],
+    [[0x7f, 0, 0, 0], 0xff],
+    [[0x80], 1],
+  ])('%j ends with status %d', (bytes, status) => {
+    const statuses: number[] = []
+    new DebugExit(code => statuses.push(code)).write(0, Uint8Array.from(bytes))
+    expect(statuses).toEqual([status])
+  })
+
+  test('reads 0', () => {
+    const data = Uint8Array.of(0xff)
+    new DebugExit(() => {}).read(0, data)
+    expect(data[0]).toBe(0)
+  })
+})
+
+describe('AcpiPm', () => {
+  function setUp() {
+    const state = { sleeps: [] as number[], now: 1_000_000_000_000n }
+    const pm = new AcpiPm({ sleep: type => state.sleeps.push(type), now: () => state.now })
+    const read = (offset: number, size: number) => {
+      const data = new Uint8Array(4)
+      pm.read(offset, data.subarray(0, size))
+      return new DataView(data.buffer).getUint32(0, true)
+    }
+    return { state, pm, read }
+  }
+
+  test('is in ACPI mode; no event ever happened; enable bits read back', () => {
+    const { pm, read } = setUp()
+    expect([read(0, 2), read(2, 2), read(4, 2)]).toEqual([0, 0, 1])
+    pm.write(2, Uint8Array.of(0x21, 0x05))
+    expect(read(2, 2)).toBe(0x0521)
+    expect(read(0, 4)).toBe(0x05210000)
+    pm.write(3, Uint8Array.of(0x01))
+    expect(read(2, 2)).toBe(0x0121)
+    pm.write(0, Uint8Array.of(0xff, 0xff))
+    expect(read(0, 2)).toBe(0)
+  })
+
+  test('SLP_EN asks for the sleep state, and never reads back', () => {
+    const { state, pm, read } = setUp()
+    pm.write(4, Uint8Array.of(0x01, 5 << 2))
+    expect([state.sleeps, read(4, 2)]).toEqual([[], (5 << 10) | 1])
+    pm.write(4, Uint8Array.of(0x01, (5 << 2) | 0x20))
+    expect([state.sleeps, read(4, 2)]).toEqual([[5], (5 << 10) | 1])
+    pm.write(4, Uint8Array.of(0x20))
+    expect(state.sleeps).toEqual([5])
+  })
+
+  test('the timer runs at 3.579545 MHz over 32 bits', () => {
+    const { state, read } = setUp()
+    expect(read(8, 4)).toBe(0)
+    state.now += 1_000_000_000n
+    expect(read(8, 4)).toBe(3_579_545)
+    expect(read(9, 1)).toBe((3_579_545 >> 8) & 0xff)
+    state.now += 1_200_000_000_000n
+    expect(read(8, 4)).toBe((3_579_545 * 1201) % 2 ** 32)
+  })
+
+  test('keeps its state, and the timer goes on from it', () => {
+    const { state, pm } = setUp()
+    pm.write(2, Uint8Array.of(0x20, 0x01))
+    state.now += 12_345_678n
+    const saved = JSON.parse(JSON.stringify(pm.saveState()))
+    const other = setUp()
+    other.state.now = 5n
+    other.pm.loadState(saved)
+    expect(other.pm.saveState()).toEqual(saved)
+    other.state.now += 1_000_000_000n
+    expect(Math.abs(other.read(8, 4) - (saved.timer + 3_579_545))).toBeLessThanOrEqual(1)
+    expect(() => pm.loadState({ ...saved, timer: 2 ** 32 })).toThrow('timer')
+  })
+})
