@@ -1,0 +1,96 @@
+/**
+ * Runs a benchmark: every trial is a process of its own, ours and the baseline take turns, the medians are compared.
+ * @import { Benchmark } from './benchmarks.mjs'
+ */
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+
+const run = promisify(execFile)
+const here = import.meta.dirname
+
+/** Ours and the baseline are each run so often. */
+export const PAIRS = 7
+const TRIAL_TIMEOUT_MS = 120_000
+
+/** A benchmark could not be run; the message says all there is to say. */
+export class BenchError extends Error {}
+
+/**
+ * Compiles a baseline into `directory`, as a release build would be.
+ * @param {string} source
+ * @param {string} directory
+ * @returns {Promise<string>} path of the program
+ */
+export async function compile(source, directory) {
+  const program = join(directory, source.replace(/\.c$/, ''))
+  const flags = ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-static']
+  try {
+    await run('cc', [...flags, '-o', program, join(here, source)])
+  } catch (error) {
+    const { code, stderr } = /** @type {{ code?: unknown, stderr?: string }} */ (error)
+    if (code === 'ENOENT') throw new BenchError('cc: not found: the baselines are C; install build-essential')
+    throw new BenchError(`cc ${source}: ${stderr}`)
+  }
+  return program
+}
+
+/**
+ * @param {string} name
+ * @param {string} command
+ * @param {string[]} args
+ * @returns {Promise<{ value: number, check: number }>}
+ */
+async function trial(name, command, args) {
+  try {
+    const { stdout } = await run(command, args, { timeout: TRIAL_TIMEOUT_MS, killSignal: 'SIGKILL' })
+    const { value, check } = JSON.parse(stdout)
+    if (!Number.isFinite(value) || !Number.isInteger(check)) throw new Error(`printed ${stdout}`)
+    return { value, check }
+  } catch (error) {
+    const { message, stderr, killed } = /** @type {{ message: string, stderr?: string, killed?: boolean }} */ (error)
+    const reason = killed ? `did not end within ${TRIAL_TIMEOUT_MS / 1000} s` : stderr?.trim() || message
+    throw new BenchError(`${name}: ${[command, ...args].join(' ')}: ${reason}`)
+  }
+}
+
+/** @param {number[]} values */
+function median(values) {
+  const sorted = values.toSorted((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}
+
+/**
+ * @param {Benchmark} benchmark
+ * @param {string} directory where compiled baselines go
+ * @param {(line: string) => void} progress
+ */
+export async function measure(benchmark, directory, progress) {
+  const { name, unit, target, absolute } = benchmark
+  progress(`${name}: compiling the baseline`)
+  const program = await compile(benchmark.baseline, directory)
+  /** @type {{ ours: number[], baseline: number[] }} */
+  const values = { ours: [], baseline: [] }
+  /** @type {number | undefined} */
+  let expected
+  for (let pair = 0; pair < PAIRS; pair++) {
+    // Who goes first alternates, so that neither always has the warmer machine.
+    const order = /** @type {const} */ (pair % 2 ? ['baseline', 'ours'] : ['ours', 'baseline'])
+    for (const side of order) {
+      progress(`${name}: pair ${pair + 1} of ${PAIRS}, ${side}`)
+      const { value, check } =
+        side === 'ours'
+          ? await trial(name, process.execPath, [join(here, benchmark.ours), ...benchmark.arguments])
+          : await trial(name, program, benchmark.arguments)
+      expected ??= check
+      if (check !== expected) throw new BenchError(`${name}: ${side} did other work: check ${check}, not ${expected}`)
+      values[side].push(value)
+    }
+  }
+  const ours = median(values.ours)
+  const baseline = median(values.baseline)
+  const ratio = absolute ? null : ours / baseline
+  const ok = ratio === null ? ours - baseline <= target : ratio <= target
+  return { name, ours, baseline, unit, ratio, target, ok }
+}
