@@ -1,7 +1,9 @@
+#include <cpuid.h>
 #include <napi.h>
 
 #include "env_data.h"
 #include "event_fd.h"
+#include "ioctl.h"
 #include "kvm.h"
 #include "mapping.h"
 #include "vcpu.h"
@@ -17,9 +19,24 @@ Napi::Value SetErrorClass(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// cpuid(leaf, index): what the instruction gives to this very process, as [eax, ebx, ecx, edx].
+Napi::Value Cpuid(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  uint64_t leaf = 0, index = 0;
+  if (!IntegerOf(info[0], "cpuid", UINT32_MAX, &leaf) || !IntegerOf(info[1], "cpuid", UINT32_MAX, &index)) {
+    return env.Undefined();
+  }
+  uint32_t registers[4];
+  __cpuid_count(leaf, index, registers[0], registers[1], registers[2], registers[3]);
+  auto result = Napi::Array::New(env, 4);
+  for (uint32_t i = 0; i < 4; i++) result.Set(i, registers[i]);
+  return result;
+}
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new EnvData);
   exports.Set("setErrorClass", Napi::Function::New(env, SetErrorClass));
+  exports.Set("cpuid", Napi::Function::New(env, Cpuid));
   exports.Set("Kvm", Kvm::Define(env));
   exports.Set("Vm", Vm::Define(env));
   exports.Set("Vcpu", Vcpu::Define(env));

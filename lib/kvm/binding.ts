@@ -132,6 +132,7 @@ export interface NativeEventFd {
 
 interface Addon {
   setErrorClass(errorClass: typeof KvmError): void
+  cpuid(leaf: number, index: number): [eax: number, ebx: number, ecx: number, edx: number]
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number) => NativeMemory

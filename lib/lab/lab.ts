@@ -5,6 +5,7 @@ import { dirname, join, resolve } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { buildInitramfs } from '../boot/initramfs.js'
+import { parseSize } from '../config/machine-config.js'
 import { ConfigError, GuestError, TimeoutError } from '../errors.js'
 import { cacheDirectory, ensureAssets } from './assets.js'
 import { ConsoleLog } from './console-log.js'
@@ -15,7 +16,7 @@ import { ModuleTree } from './modules.js'
 import { qemuEmulator } from './qemu.js'
 
 const MIB = 1 << 20
-const DEFAULT_MEMORY = 3072 * MIB
+const DEFAULT_MEMORY = '3G'
 /** Less, and the kernel and Node do not fit beside each other. */
 const LEAST_MEMORY = 512 * MIB
 /** More processors than this gain nothing: the emulator's threads wait for each other. */
@@ -27,8 +28,8 @@ export interface LabOptions {
   readonly cwd?: string
   /** Added to what `labEnvironment` takes over from ours. */
   readonly env?: Readonly<Record<string, string>>
-  /** Bytes of the emulated host's memory. Default: 3 GiB. */
-  readonly memory?: number
+  /** Memory of the emulated host: bytes, or as in `3G`, the default. */
+  readonly memory?: number | string
   /** Processors of the emulated host. Default: as here, at most 2. */
   readonly cpus?: number
   /** Seconds for boot and command together. Default: no limit. */
@@ -46,8 +47,10 @@ export interface LabOptions {
   readonly console?: Writable
   /** Ends the lab at once; `wait` then rejects with the signal's reason. */
   readonly abort?: AbortSignal
-  /** Told what is being fetched or started. */
-  readonly onProgress?: (message: string) => void
+  /** Told what is being fetched, where something is. */
+  readonly onFetch?: (message: string) => void
+  /** Told when the emulated host is started and when it is up. */
+  readonly onBoot?: (message: string) => void
 }
 
 export interface LabResult {
@@ -93,11 +96,11 @@ export class Lab {
     const memory = checkMemory(options.memory ?? DEFAULT_MEMORY)
     const cpus = checkCpus(options.cpus ?? Math.min(availableParallelism(), MOST_DEFAULT_CPUS))
     const timeout = checkTimeout(options.timeout)
-    const { onProgress } = options
+    const { onFetch, onBoot } = options
     const shares = await sharesOf(options)
     options.abort?.throwIfAborted()
 
-    const assets = await ensureAssets(['qemu', 'labKernel', 'busybox'], onProgress ? { onProgress } : {})
+    const assets = await ensureAssets(['qemu', 'labKernel', 'busybox'], onFetch ? { onProgress: onFetch } : {})
     const emulator = qemuEmulator(assets.qemu.program)
     const tree = await ModuleTree.open(assets.labKernel.modulesDir)
     const modules = await tree.load(...emulator.guestModules, emulator.kvmModule)
@@ -118,7 +121,7 @@ export class Lab {
     const initrd = await unnamedFile(initramfs)
     try {
       options.abort?.throwIfAborted()
-      onProgress?.(`starting ${emulator.name}, Linux ${assets.labKernel.release}`)
+      onBoot?.(`starting ${emulator.name}, Linux ${assets.labKernel.release}`)
       const running = emulator.start({
         kernel: assets.labKernel.image,
         initrd: initrd.fd,
@@ -140,15 +143,21 @@ export class Lab {
     this.#result.catch(() => {})
   }
 
+  /** From the emulator's start until the command's; 0 before that. */
+  get bootSeconds(): number {
+    return this.#bootSeconds
+  }
+
   /** The command's end. Rejects as `runInLab` says. The emulator is gone when this settles. */
   wait(): Promise<LabResult> {
     return this.#result
   }
 
-  /** Sends a signal to the command and all that it started; before it has started, ends the lab. */
-  signal(name: NodeJS.Signals): void {
-    if (this.#bootSeconds === 0) this.kill()
-    else this.#running.control.write(`${name.replace(/^SIG/, '')}\n`)
+  /** Sends a signal to the command and all that it started. False where none runs (yet), so that nobody got it. */
+  signal(name: NodeJS.Signals): boolean {
+    if (this.#bootSeconds === 0 || this.#exitCode !== undefined) return false
+    this.#running.control.write(`${name.replace(/^SIG/, '')}\n`)
+    return true
   }
 
   /** Ends the lab at once; `wait` rejects with `reason`. */
@@ -200,7 +209,7 @@ export class Lab {
     const seconds = (performance.now() - this.#started) / 1000
     if (line === 'ready') {
       this.#bootSeconds = seconds
-      options.onProgress?.(`the lab is up after ${seconds.toFixed(1)} s`)
+      options.onBoot?.(`the lab is up after ${seconds.toFixed(1)} s`)
       return
     }
     const exit = /^exit (\d{1,3})$/.exec(line)
@@ -307,13 +316,14 @@ function isBelow(path: string, parent: string): boolean {
   return path === parent || path.startsWith(`${parent}/`)
 }
 
-function checkMemory(memory: number): number {
-  if (!Number.isSafeInteger(memory) || memory < LEAST_MEMORY) {
-    throw new ConfigError('memory', memory, 'is too little for the lab', 'give at least 512M')
+function checkMemory(value: number | string): number {
+  const memory = parseSize('memory', value)
+  if (memory < LEAST_MEMORY) {
+    throw new ConfigError('memory', value, 'is too little for the lab', 'give at least 512M')
   }
   if (memory > totalmem()) {
     const most = `${Math.floor(totalmem() / MIB)}M`
-    throw new ConfigError('memory', memory, 'is more than this machine has', `give at most ${most}`)
+    throw new ConfigError('memory', value, 'is more than this machine has', `give at most ${most}`)
   }
   return memory
 }

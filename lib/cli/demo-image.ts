@@ -1,0 +1,125 @@
+import { existsSync } from 'node:fs'
+import { readdir, realpath } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { dirname, join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { type Assets, buildInitramfs, type InitramfsEntry, ModuleTree, programFiles, writeInitramfs } from '../index.js'
+
+/** Starts a line of a level's report; what follows is JSON. */
+export const MARK = '@nested-kvm '
+/** Where L1's image has the kernel and the image of L2. */
+export const L2_KERNEL = '/boot/vmlinuz'
+export const L2_INITRD = '/boot/l2.cpio'
+
+const PACKAGE = '/opt/nested-kvm'
+const NODE = '/bin/node'
+const APPLETS = [
+  'sh',
+  'cat',
+  'dd',
+  'dmesg',
+  'echo',
+  'grep',
+  'head',
+  'insmod',
+  'mount',
+  'poweroff',
+  'sync',
+  'tail',
+  'tr',
+  'uname',
+]
+
+type Guest = Pick<Assets, 'guestKernel' | 'busybox'>
+
+/**
+ * Writes the image of L1: busybox, the hypervisor's modules, Node, this package, and in it the kernel and the image of
+ * L2, which is the same without Node and what it runs.
+ */
+export async function writeL1Image(path: string, assets: Guest, l2Command: readonly string[]): Promise<void> {
+  const tree = await ModuleTree.open(assets.guestKernel.modulesDir)
+  const cpuid = await tree.load('cpuid')
+  const kvm = await tree.load('cpuid', 'kvm_amd', 'kvm_intel')
+  const l2 = await buildInitramfs(baseEntries(assets, cpuid, []))
+  const run = [`${NODE} ${PACKAGE}/dist/cli/main.js ${l2Command.join(' ')}`, `echo '${MARK}'"{\\"status\\":$?}"`]
+  await writeInitramfs(
+    [
+      ...baseEntries(assets, kvm, run),
+      ...(await programFiles(process.execPath, { path: NODE })),
+      ...(await packageEntries()),
+      { type: 'file', path: L2_KERNEL, source: assets.guestKernel.vmlinuz },
+      { type: 'file', path: L2_INITRD, data: l2 },
+    ],
+    path,
+  )
+}
+
+type Module = Awaited<ReturnType<ModuleTree['load']>>[number]
+
+function baseEntries(assets: Guest, modules: readonly Module[], commands: readonly string[]): InitramfsEntry[] {
+  return [
+    { type: 'file', path: '/bin/busybox', source: assets.busybox.program, mode: 0o755 },
+    ...APPLETS.map(name => ({ type: 'symlink' as const, path: `/bin/${name}`, target: 'busybox' })),
+    ...['/proc', '/sys', '/dev', '/tmp'].map(path => ({ type: 'directory' as const, path })),
+    { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
+    ...modules.map(({ name, data }) => ({ type: 'file' as const, path: `/modules/${name}.ko`, data })),
+    { type: 'file', path: '/init', data: initScript(modules, commands), mode: 0o755 },
+  ]
+}
+
+/**
+ * Process 1 of L1 and of L2: tells kernel, CPU flag and hypervisor leaf, runs the commands and powers off. A module that
+ * does not load is no failure here: only one of kvm_amd and kvm_intel can.
+ */
+function initScript(modules: readonly Module[], commands: readonly string[]): string {
+  const insmod = modules.map(({ name }) => {
+    const parameters = name === 'kvm_amd' || name === 'kvm_intel' ? ' nested=1' : ''
+    return `insmod /modules/${name}.ko${parameters} 2> /dev/null`
+  })
+  return `#!/bin/sh
+export PATH=/bin HOME=/
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+${insmod.join('\n')}
+flag=$(grep -o -w -m1 -e svm -e vmx /proc/cpuinfo | head -n 1)
+# The file's offset is the leaf: 0x40000000, 16 bytes of eax, ebx, ecx, edx.
+hypervisor=$(dd if=/dev/cpu/0/cpuid bs=16 skip=67108864 count=1 2> /dev/null | tail -c 12 | tr -d '\\0')
+echo '${MARK}'"{\\"kernel\\":\\"$(uname -r)\\",\\"flag\\":\\"$flag\\",\\"hypervisor\\":\\"$hypervisor\\"}"
+${commands.join('\n')}
+sync
+poweroff -f
+`
+}
+
+/** This package as it is installed: its code, the addon, and the packages that it needs at run time. */
+async function packageEntries(): Promise<InitramfsEntry[]> {
+  const root = fileURLToPath(new URL('../..', import.meta.url))
+  const require = createRequire(import.meta.url)
+  const addon = (require('node-gyp-build') as { path(root: string): string }).path(root)
+  const entries: InitramfsEntry[] = [
+    { type: 'file', path: `${PACKAGE}/package.json`, source: join(root, 'package.json') },
+    { type: 'file', path: `${PACKAGE}/build/Release/nested_kvm.node`, source: addon },
+    ...(await tree(join(root, 'dist'), `${PACKAGE}/dist`)),
+  ]
+  for (const name of ['commander', 'node-gyp-build']) {
+    const directory = packageDirectory(require.resolve(name))
+    entries.push(...(await tree(directory, `${PACKAGE}/node_modules/${name}`)))
+  }
+  return entries
+}
+
+function packageDirectory(file: string): string {
+  const directory = dirname(file)
+  return existsSync(join(directory, 'package.json')) ? directory : packageDirectory(directory)
+}
+
+async function tree(directory: string, path: string): Promise<InitramfsEntry[]> {
+  const real = await realpath(directory)
+  const files = await readdir(real, { recursive: true, withFileTypes: true })
+  return files
+    .filter(file => file.isFile() && /\.(m?js|cjs|json)$/.test(file.name))
+    .map(file => join(file.parentPath, file.name))
+    .map(file => ({ type: 'file' as const, path: join(path, relative(real, file)), source: file }))
+}

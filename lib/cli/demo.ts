@@ -1,0 +1,234 @@
+import { readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { release, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Writable } from 'node:stream'
+import { fileURLToPath } from 'node:url'
+import { Command, Option } from 'commander'
+import { ConfigError, diagnoseHost, ensureAssets, GuestError, hypervisorSignature, Lab } from '../index.js'
+import { L2_INITRD, L2_KERNEL, MARK, writeL1Image } from './demo-image.js'
+import { bootLevel, LevelError, type LevelEvent, type LevelFacts, tellBelow } from './demo-level.js'
+import { describeFailure, exitCode, printJson } from './output.js'
+import { StatusLine } from './status-line.js'
+
+interface DemoOptions {
+  readonly json?: boolean
+  readonly where: 'auto' | 'host' | 'lab'
+  readonly timeout: string
+  readonly level?: string
+  readonly kernel?: string
+  readonly initrd?: string
+}
+
+/** A level that has come up. */
+type Level = LevelFacts & { readonly level: number; readonly bootSeconds: number }
+
+const L1_MEMORY = '1G'
+const L2_MEMORY = '256M'
+
+const HELP = `
+What it does: L1, a machine of this package, boots a stock Debian kernel and loads kvm_amd or kvm_intel; in it this same
+package runs and boots L2. Each level tells its kernel, its CPU flag and its hypervisor; then all power off. Where this
+host cannot nest, everything runs in the lab, an emulated host.
+
+The last line of output is JSON. Exit code: 0 if every level came up, 1 if one failed, 2 if something is missing.`
+
+/** `nested-kvm demo`: L1 boots, and its own hypervisor boots L2. */
+export function demoCommand(): Command {
+  return new Command('demo')
+    .description('boot a guest, and a guest in that guest, with nothing configured')
+    .option('--json', 'print only the last line')
+    .addOption(
+      new Option('--where <place>', 'run on this host, or in the lab').choices(['auto', 'host', 'lab']).default('auto'),
+    )
+    .option('--timeout <seconds>', 'give up after this time', '900')
+    .addOption(new Option('--level <number>').hideHelp())
+    .addOption(new Option('--kernel <file>').hideHelp())
+    .addOption(new Option('--initrd <file>').hideHelp())
+    .addHelpText('after', HELP)
+    .action(async (options: DemoOptions) => {
+      process.exitCode = options.level === undefined ? await demo(options) : await runLevel(options)
+    })
+}
+
+/** The part inside the tower: at level 0 in the lab, at level 1 in L1. Tells the level below, by lines on its output. */
+async function runLevel({ level, kernel, initrd, timeout }: DemoOptions): Promise<number> {
+  const here = Number(level)
+  try {
+    if (here === 0) tellBelow({ level: 0, ...hostFacts() })
+    const next = { level: here + 1, kernel: kernel ?? L2_KERNEL, initrd: initrd ?? L2_INITRD }
+    await bootLevel(
+      { ...next, memory: here === 0 ? L1_MEMORY : L2_MEMORY, timeout: seconds(timeout) * 1000 },
+      tellBelow,
+    )
+    return exitCode.ok
+  } catch (error) {
+    const { reason, details } = describeFailure(error)
+    if (details) process.stderr.write(`${details}\n`)
+    tellBelow({ level: error instanceof LevelError ? error.level : here + 1, failed: reason })
+    return exitCode.failed
+  }
+}
+
+async function demo(options: DemoOptions): Promise<number> {
+  const started = performance.now()
+  const timeout = seconds(options.timeout)
+  const status = new StatusLine(options.json ? undefined : process.stderr)
+  const levels: Level[] = []
+  const say = (text: string) => {
+    if (!options.json) status.print(text)
+  }
+  const hear = (event: LevelEvent) => {
+    if ('doing' in event) status.show(event.doing)
+    else if ('kernel' in event) {
+      const level = { ...event, bootSeconds: round(event.bootSeconds ?? 0) }
+      levels.push(level)
+      say(describeLevel(level))
+      if (event.level === 1) status.show('starting Node in L1')
+    } else if ('done' in event) status.show(`L${event.level} has powered off`)
+  }
+  const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-demo-'))
+  try {
+    const where = place(options.where)
+    say(where.reason)
+    status.show('looking for the parts')
+    const onProgress = (message: string) => status.show(message)
+    const assets = await ensureAssets(['guestKernel', 'busybox'], { onProgress })
+    status.show('making the image of L1')
+    const initrd = join(directory, 'l1.cpio')
+    await writeL1Image(initrd, assets, ['demo', '--level', '1', '--timeout', String(timeout)])
+    const kernel = assets.guestKernel.vmlinuz
+    if (where.lab) {
+      await inLab({ kernel, initrd, directory, timeout, onProgress, hear })
+    } else {
+      hear({ level: 0, ...hostFacts() })
+      await bootLevel({ level: 1, kernel, initrd, memory: L1_MEMORY, timeout: timeout * 1000 }, hear)
+    }
+    if (levels.length !== 3) throw new GuestError(`only ${levels.length} of 3 levels told what they are`)
+    status.close()
+    say('All levels have powered off.')
+    const vendor = levels[0]!.flag
+    printJson({
+      ok: true,
+      where: where.lab ? 'lab' : 'host',
+      vendor,
+      seconds: round((performance.now() - started) / 1000),
+      levels: levels.map(({ level, kernel, flag, hypervisor, bootSeconds }) => ({
+        level,
+        kernel,
+        flag,
+        hypervisor,
+        bootSeconds,
+      })),
+    })
+    return exitCode.ok
+  } catch (error) {
+    status.close()
+    const { reason, details, code } = describeFailure(error)
+    if (!options.json) process.stderr.write(`nested-kvm: ${reason}\n${details ? `${details}\n` : ''}`)
+    printJson({ ok: false, level: error instanceof LevelError ? error.level : levels.length, reason })
+    return code
+  } finally {
+    status.close()
+    await rm(directory, { recursive: true, force: true })
+  }
+}
+
+interface Place {
+  readonly lab: boolean
+  readonly reason: string
+}
+
+function place(where: DemoOptions['where']): Place {
+  if (where === 'lab') return { lab: true, reason: 'In the lab, as asked.' }
+  const { ok, reason } = diagnoseHost()
+  if (ok) return { lab: false, reason: 'This host nests: everything runs on it.' }
+  if (where === 'host') throw new ConfigError('where', where, reason, 'leave --where out to use the lab')
+  return { lab: true, reason: `This host does not nest (${reason}): everything runs in the lab.` }
+}
+
+interface InLab {
+  readonly kernel: string
+  readonly initrd: string
+  readonly directory: string
+  readonly timeout: number
+  onProgress(message: string): void
+  hear(event: LevelEvent): void
+}
+
+async function inLab({ kernel, initrd, directory, timeout, onProgress, hear }: InLab): Promise<void> {
+  const main = fileURLToPath(new URL('./main.js', import.meta.url))
+  const abort = new AbortController()
+  let failure: LevelError | undefined
+  let complaints = ''
+  const stdout = lines(line => {
+    if (!line.startsWith(MARK)) return
+    const event = JSON.parse(line.slice(MARK.length)) as LevelEvent
+    if ('failed' in event) failure = new LevelError(event.level, event.failed, complaints)
+    else hear('kernel' in event && event.level === 0 ? { ...event, bootSeconds: lab.bootSeconds } : event)
+  })
+  const stderr = lines(line => {
+    complaints = `${complaints}${line}\n`.slice(-10_000)
+  })
+  const interrupt = () => abort.abort(new Interrupted())
+  process.once('SIGINT', interrupt).once('SIGTERM', interrupt)
+  const args = ['demo', '--level', '0', '--timeout', String(timeout), '--kernel', kernel, '--initrd', initrd]
+  const options = {
+    cwd: process.cwd(),
+    readable: [directory],
+    timeout,
+    stdout,
+    stderr,
+    abort: abort.signal,
+    onProgress,
+  }
+  const lab = await Lab.start([process.execPath, main, ...args], options)
+  try {
+    const { exitCode: code } = await lab.wait()
+    if (failure) throw new LevelError(failure.level, failure.message, complaints)
+    if (code !== 0) throw new LevelError(1, `the program in the lab ended with code ${code}`, complaints)
+  } finally {
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+  }
+}
+
+class Interrupted extends GuestError {
+  constructor() {
+    super('interrupted')
+  }
+}
+
+/** A stream that hands on whole lines. */
+function lines(take: (line: string) => void): Writable {
+  let rest = ''
+  return new Writable({
+    write(chunk: Buffer, _encoding, done) {
+      const parts = (rest + chunk.toString()).split(/\r?\n/)
+      rest = parts.pop()!
+      for (const line of parts) take(line)
+      done()
+    },
+  })
+}
+
+function hostFacts(): LevelFacts {
+  const flags = /^flags\s*:(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]?.split(' ') ?? []
+  const flag = ['svm', 'vmx'].find(name => flags.includes(name)) ?? ''
+  return { kernel: release(), flag, hypervisor: hypervisorSignature() ?? '' }
+}
+
+function describeLevel({ level, kernel, flag, hypervisor, bootSeconds }: Level): string {
+  const under = hypervisor ? `under ${hypervisor}` : 'on bare metal'
+  const time = bootSeconds > 0 ? `, up after ${bootSeconds.toFixed(1)} s` : ''
+  return `L${level}: Linux ${kernel}, ${flag || 'no vmx or svm'}, ${under}${time}`
+}
+
+function seconds(text: string): number {
+  const value = Number(text)
+  if (value > 0 && value <= 86_400) return value
+  throw new ConfigError('timeout', text, 'it is no time in seconds', 'give a number from 1 to 86400')
+}
+
+function round(value: number): number {
+  return Math.round(value * 10) / 10
+}
