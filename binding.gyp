@@ -20,8 +20,8 @@
       # Node's own common.gypi asks for gnu++17 (Node 20) or gnu++20 (later).
       'cflags_cc!': ['-std=gnu++17'],
       'cflags_cc': ['-std=gnu++20', '-fno-exceptions', '-fno-rtti', '-fvisibility-inlines-hidden'],
-      # The C++ runtime is linked in and kept private, so that the binary also loads on an older distribution.
-      'ldflags': ['-static-libstdc++', '-static-libgcc', '-Wl,--exclude-libs,ALL', '-Wl,-z,now', '-pthread'],
+      # The C++ runtime stays shared, as Node's own is: linked in, it would ask for a newer glibc than all the rest does.
+      'ldflags': ['-Wl,-z,now', '-pthread'],
     },
   ],
 }

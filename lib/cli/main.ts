@@ -1,8 +1,10 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
 import { exitCode, printJson, reportFailure } from './output.js'
+import { runCommand } from './run.js'
 
 const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -22,7 +24,7 @@ function buildProgram(): Command {
     // With --json, a usage error too is one JSON line on standard output.
     ...(wantsJson(process.argv) ? { writeErr: () => {} } : {}),
   })
-  for (const command of [doctorCommand()]) {
+  for (const command of [demoCommand(), doctorCommand(), runCommand()]) {
     program.addCommand(command.copyInheritedSettings(program))
   }
   return program

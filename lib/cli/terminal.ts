@@ -68,6 +68,7 @@ export class Terminal {
   readonly #parser = new EscapeParser()
   readonly #raw: boolean
   #closed = false
+  #lineOpen = false
 
   constructor(options: TerminalOptions) {
     this.#options = options
@@ -83,7 +84,8 @@ export class Terminal {
     // A terminal that is gone reads as an error. That is the end of input, not of the machine; SIGHUP follows it.
     input.on('error', () => {})
     input.resume()
-    console.pipe(output as NodeJS.WritableStream, { end: false })
+    console.on('data', this.#onOutput)
+    console.pipe(output, { end: false })
   }
 
   /** A line from us between the guest's; right in raw mode too. */
@@ -97,7 +99,11 @@ export class Terminal {
     if (this.#closed) return
     const { input, output, console } = this.#options
     console.unpipe(output)
+    // Each chunk read is also shown to #onOutput.
     for (let chunk = console.read(); chunk !== null; chunk = console.read()) output.write(chunk)
+    console.off('data', this.#onOutput)
+    // What the shell or we say next starts on a line of its own.
+    if (this.#raw && this.#lineOpen) output.write('\r\n')
     this.#closed = true
     input.off('data', this.#onData)
     input.pause()
@@ -117,6 +123,10 @@ export class Terminal {
     } catch {
       // The terminal is gone (its window was closed): nothing to restore.
     }
+  }
+
+  readonly #onOutput = (chunk: Uint8Array): void => {
+    this.#lineOpen = chunk[chunk.length - 1] !== 0x0a
   }
 
   readonly #onData = (data: Uint8Array | string): void => {

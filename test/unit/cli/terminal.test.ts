@@ -122,9 +122,20 @@ describe('Terminal', () => {
 
   it('shows what the console still held when it closes', () => {
     const { guest, terminal, shown } = attach(new FakeInput())
-    guest.push('last words')
+    guest.push('last words\n')
     terminal.close()
-    expect(shown()).toBe('last words')
+    expect(shown()).toBe('last words\n')
+  })
+
+  it('leaves a real terminal at the start of a line, and other output as it is', () => {
+    const raw = attach(new FakeInput())
+    raw.guest.push('login: ')
+    raw.terminal.close()
+    expect(raw.shown()).toBe('login: \r\n')
+    const plain = attach(new PassThrough())
+    plain.guest.push('login: ')
+    plain.terminal.close()
+    expect(plain.shown()).toBe('login: ')
   })
 
   it('ends its own lines with a carriage return in raw mode only', () => {
