@@ -149,6 +149,9 @@ describe('diagnose', () => {
     const found = diagnose(host({ flags: 'vmx', files }))
     expect(found).toMatchObject({ way: 'enable' })
     expect(found.commands).toEqual(['start the container with: --device /dev/kvm'])
+    const off = diagnose(host({ flags: 'vmx', files: { ...files, ...intel('N') } }))
+    expect(off.commands).toContain('modprobe -r kvm_intel')
+    expect(off.commands.at(-1)).toContain('--device /dev/kvm')
   })
 
   it('names the group that owns the device', () => {
@@ -161,7 +164,7 @@ describe('diagnose', () => {
 
   it('gives the device a group where it has none, and never suggests the group root', () => {
     const openError = new KvmError('open /dev/kvm', EACCES)
-    const own = { mode: 0o20600, uid: 0, gid: 0 }
+    const own = { mode: 0o20660, uid: 0, gid: 0 }
     const found = diagnose(host({ flags: 'vmx', device: own, files: intel('N'), openError }))
     expect(found.commands).toEqual([
       'chgrp kvm /dev/kvm',
