@@ -46,17 +46,23 @@ function suggestion(name: string): string {
   return nearest && nearest.distance <= Math.max(1, name.length / 3) ? `did you mean ${nearest.flag}? ${known}` : known
 }
 
-/** Levenshtein distance. Names are cut at 64 characters: no flag is that long. */
+/**
+ * How many single letters were left out, put in, replaced, or swapped with their neighbour (optimal string alignment). Names are cut at 64
+ * characters: no flag is that long.
+ */
 function editDistance(from: string, to: string): number {
   const a = from.slice(0, 64)
-  let row = Array.from({ length: to.length + 1 }, (_, i) => i)
+  const rows = [Array.from({ length: to.length + 1 }, (_, i) => i)]
   for (let i = 1; i <= a.length; i++) {
-    const next = [i]
+    const above = rows[i - 1]!
+    const row = [i]
     for (let j = 1; j <= to.length; j++) {
-      const replaced = row[j - 1]! + (a[i - 1] === to[j - 1] ? 0 : 1)
-      next.push(Math.min(replaced, row[j]! + 1, next[j - 1]! + 1))
+      const replaced = above[j - 1]! + (a[i - 1] === to[j - 1] ? 0 : 1)
+      const isSwap = i > 1 && j > 1 && a[i - 1] === to[j - 2] && a[i - 2] === to[j - 1]
+      const swapped = isSwap ? rows[i - 2]![j - 2]! + 1 : replaced
+      row.push(Math.min(replaced, swapped, above[j]! + 1, row[j - 1]! + 1))
     }
-    row = next
+    rows.push(row)
   }
-  return row[to.length]!
+  return rows[a.length]![to.length]!
 }

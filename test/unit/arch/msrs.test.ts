@@ -1,0 +1,54 @@
+import { describe, expect, test } from 'vitest'
+import { parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
+import { machineCpuid } from '../../../lib/arch/x86_64/cpuid.js'
+import { initialMsrs } from '../../../lib/arch/x86_64/msrs.js'
+import { decodeSvmLeaf } from '../../../lib/nested/svm-capabilities.js'
+import { WRITABLE_VMX_MSRS } from '../../../lib/nested/vmx-capabilities.js'
+import { AMD, INTEL } from './cpuid-tables.js'
+
+const featureMsrs = [0x8b, 0x10a, ...Array.from({ length: 18 }, (_, i) => 0x480 + i)].map(index => ({
+  index,
+  value: BigInt(index) << 8n,
+}))
+const indices = [0x10, 0x3a, 0x174, 0x1a0]
+
+describe('initialMsrs', () => {
+  test('with vmx: the capabilities that can be written, then FEATURE_CONTROL, then what any system gets', () => {
+    const msrs = initialMsrs({ indices, featureMsrs, cpuid: INTEL })
+    expect(msrs.map(msr => msr.index)).toEqual([
+      0x480, 0x485, 0x486, 0x488, 0x48a, 0x48b, 0x48c, 0x48d, 0x48e, 0x48f, 0x490, 0x491, 0x3a, 0x1a0, 0x2ff,
+    ])
+    expect(msrs[1]).toEqual({ index: 0x485, value: 0x48500n })
+    expect(msrs.slice(-3)).toEqual([
+      { index: 0x3a, value: 5n },
+      { index: 0x1a0, value: 1n },
+      { index: 0x2ff, value: 0x806n },
+    ])
+  })
+
+  test('without vmx: neither capabilities nor FEATURE_CONTROL', () => {
+    const withheld = machineCpuid(INTEL, parseCpuSpec('host,-vmx'))
+    for (const cpuid of [AMD, withheld]) {
+      expect(initialMsrs({ indices, featureMsrs, cpuid }).map(msr => msr.index)).toEqual([0x1a0, 0x2ff])
+    }
+  })
+
+  test('leaves out what this KVM does not have', () => {
+    expect(initialMsrs({ indices: [], featureMsrs: [], cpuid: [] })).toEqual([])
+    const cpuid = machineCpuid(AMD, parseCpuSpec('host,-mtrr'))
+    expect(initialMsrs({ indices: [0x10], featureMsrs: [], cpuid })).toEqual([])
+  })
+})
+
+test('the writable VMX MSRs are those that are not derived', () => {
+  expect(WRITABLE_VMX_MSRS).toHaveLength(12)
+  for (const derived of [0x481, 0x482, 0x483, 0x484, 0x487, 0x489]) expect(WRITABLE_VMX_MSRS).not.toContain(derived)
+})
+
+test('decodeSvmLeaf', () => {
+  expect(decodeSvmLeaf(AMD.find(entry => entry.function === 0x8000000a)!)).toEqual({
+    revision: 1,
+    asids: 8,
+    features: 0x1b45f,
+  })
+})

@@ -1,0 +1,137 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir, totalmem } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { type MachineOptions, parseMachineConfig, parseSize } from '../../../lib/config/machine-config.js'
+import { ConfigError } from '../../../lib/errors.js'
+
+let folder: string
+let kernel: string
+let initrd: string
+
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'nested-kvm-'))
+  kernel = join(folder, 'vmlinuz')
+  initrd = join(folder, 'initrd')
+  writeFileSync(kernel, 'k')
+  writeFileSync(initrd, 'i')
+})
+
+afterAll(() => rmSync(folder, { recursive: true }))
+
+function failure(options: unknown, limits = {}): ConfigError {
+  try {
+    parseMachineConfig(options as MachineOptions, limits)
+  } catch (error) {
+    expect(error).toBeInstanceOf(ConfigError)
+    return error as ConfigError
+  }
+  throw new Error('this was accepted')
+}
+
+describe('parseMachineConfig', () => {
+  test('fills in the defaults', () => {
+    expect(parseMachineConfig({ kernel })).toEqual({
+      kernel,
+      initrd: undefined,
+      cmdline: 'console=ttyS0 panic=-1',
+      cpu: 'host',
+      vcpus: 1,
+      memory: 512 * 2 ** 20,
+    })
+  })
+
+  test('keeps what is given', () => {
+    const given = { kernel: Uint8Array.of(1), initrd, cmdline: '', cpu: 'host,-vmx', vcpus: 3, memory: 0x2000 }
+    expect(parseMachineConfig(given, { vcpus: 3 })).toEqual(given)
+    expect(parseMachineConfig({ ...given, initrd: Uint8Array.of(2), memory: '8G' }, { memory: 2 ** 40 })).toMatchObject(
+      {
+        initrd: Uint8Array.of(2),
+        memory: 8 * 2 ** 30,
+      },
+    )
+  })
+
+  test('undefined means the default', () => {
+    const options = {
+      kernel,
+      initrd: undefined,
+      cmdline: undefined,
+      cpu: undefined,
+      vcpus: undefined,
+      memory: undefined,
+    }
+    expect(parseMachineConfig(options)).toEqual(parseMachineConfig({ kernel }))
+  })
+
+  test.each([
+    ['kernel', {}, 'needs one'],
+    ['kernel', { kernel: '/does/not/exist' }, 'no such file'],
+    ['kernel', { kernel: '/dev/null/x' }, 'no such file'],
+    ['kernel', { kernel: tmpdir() }, 'a directory'],
+    ['kernel', { kernel: '' }, 'neither a path nor bytes'],
+    ['kernel', { kernel: 'a\0b' }, 'cannot be read'],
+    ['kernel', { kernel: 5 }, 'neither a path nor bytes'],
+    ['initrd', { initrd: '/does/not/exist' }, 'no such file'],
+    ['cmdline', { cmdline: 5 }, 'no string'],
+    ['cpu', { cpu: ['host'] }, 'no string'],
+    ['vcpus', { vcpus: 0 }, 'no count'],
+    ['vcpus', { vcpus: -1 }, 'no count'],
+    ['vcpus', { vcpus: 1.5 }, 'no count'],
+    ['vcpus', { vcpus: Number.NaN }, 'no count'],
+    ['vcpus', { vcpus: '2' }, 'no count'],
+    ['vcpus', { vcpus: 9 }, 'KVM on this host allows 8'],
+    ['memory', { memory: 0 }, 'needs some'],
+    ['memory', { memory: '0G' }, 'needs some'],
+    ['memory', { memory: 4097 }, 'no multiple of the page size, 4096; give for example 8192'],
+    ['memory', { memory: totalmem() + 2 ** 30 }, ''],
+    ['memory', { memory: '1024T' }, 'this host has'],
+    ['memory', { memory: 'much' }, 'no size'],
+    ['memory', { memory: -4096 }, 'no size'],
+    ['memory', { memory: '-1G' }, 'no size'],
+    ['memory', { memory: Number.POSITIVE_INFINITY }, 'no size'],
+    ['memroy', { memroy: '1G' }, 'the fields are kernel, initrd, cmdline, cpu, vcpus, memory'],
+    ['toString', { toString: 1 }, 'no such field'],
+  ])('a bad %s is named, with its value (%#)', (field, options: Record<string, unknown>, message) => {
+    const base = field === 'kernel' ? {} : { kernel }
+    const error = failure({ ...base, ...options }, { vcpus: 8 })
+    expect(error.field).toBe(field)
+    expect(error.value).toEqual(options[field])
+    expect(error.message).toContain(message)
+    expect(error.remedy).not.toBe('')
+  })
+
+  test.each([null, undefined, 'kernel', 5])('%s is no configuration', options => {
+    expect(failure(options).field).toBe('machine')
+  })
+
+  test('memory may be all that the host has, and no page more', () => {
+    expect(parseMachineConfig({ kernel, memory: '1M' }, { memory: 2 ** 20 }).memory).toBe(2 ** 20)
+    expect(failure({ kernel, memory: 2 ** 20 + 4096 }, { memory: 2 ** 20 }).message).toContain(
+      'this host has 1M in all',
+    )
+  })
+})
+
+describe('parseSize', () => {
+  test.each([
+    [4096, 4096],
+    ['4096', 4096],
+    ['512M', 2 ** 29],
+    ['512m', 2 ** 29],
+    ['512 MiB', 2 ** 29],
+    ['1.5GB', 1.5 * 2 ** 30],
+    ['64K', 65536],
+    ['2T', 2 ** 41],
+    [' 1B ', 1],
+  ])('%j is %d bytes', (value, expected) => {
+    expect(parseSize('memory', value)).toBe(expected)
+  })
+
+  test.each(['', 'M', '1.M', '1X', '0x10', '1e3', '1 000', '1.00001', '9007199254740993T', null, {}, true])(
+    '%j is none',
+    value => {
+      expect(() => parseSize('memory', value)).toThrow(ConfigError)
+    },
+  )
+})
