@@ -15,12 +15,18 @@ const results = join(root, 'build/test-results')
 const vitest = join(root, 'node_modules/vitest/vitest.mjs')
 const cli = join(root, 'dist/cli/main.js')
 
+/** Seconds after which the emulated host is ended, whatever hangs in it. */
+const labTimeout = '1800'
+
 /** How each part is started: the words before vitest's own, the tests, the environment. */
 const parts = {
   unit: () => ({ tests: 'test/unit/' }),
   kvm: () => ({ tests: 'test/kvm/' }),
   package: () => ({ tests: 'test/package/' }),
-  lab: () => ({ tests: 'test/lab/', prefix: hostNests() ? [] : [cli, 'lab', '--', process.execPath] }),
+  lab: () => ({
+    tests: 'test/lab/',
+    prefix: hostNests() ? [] : [cli, 'lab', '--timeout', labTimeout, '--', process.execPath],
+  }),
   asan: () => ({ tests: 'test/kvm/', env: sanitizerEnvironment() }),
 }
 

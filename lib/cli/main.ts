@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
+import { labCommand } from './lab.js'
 import { exitCode, printJson, reportFailure } from './output.js'
 import { runCommand } from './run.js'
 
@@ -24,7 +25,7 @@ function buildProgram(): Command {
     // With --json, a usage error too is one JSON line on standard output.
     ...(wantsJson(process.argv) ? { writeErr: () => {} } : {}),
   })
-  for (const command of [demoCommand(), doctorCommand(), runCommand()]) {
+  for (const command of [demoCommand(), doctorCommand(), labCommand(), runCommand()]) {
     program.addCommand(command.copyInheritedSettings(program))
   }
   return program
