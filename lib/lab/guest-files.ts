@@ -152,7 +152,8 @@ err=$!
 ${plan.stdin ? 'cat < $stdin > in 2> /dev/null 3<&- &' : ''}
 echo ready >&3
 # Not in the background, where a shell without job control would have it ignore SIGINT.
-${HOME}/bin/sh command < ${plan.stdin ? 'in' : '/dev/null'} > out 2> err 3<&-
+# In a subshell, or what this shell says of the command's end would go to the command's own standard error.
+(exec ${HOME}/bin/sh command < ${plan.stdin ? 'in' : '/dev/null'} > out 2> err 3<&-)
 status=$?
 # What the command left behind would hold its output open for ever.
 for dir in /proc/[0-9]*; do
@@ -167,12 +168,30 @@ poweroff -f
 `
 }
 
-/** Becomes the command, in a session of its own: a signal goes to the whole of it. */
+/**
+ * Becomes the command, in a session of its own: a signal goes to the whole of it. The program is looked for here, since busybox
+ * would take its own `ls` for this machine's.
+ */
 function commandScript(plan: GuestPlan): string {
+  const [program, ...args] = plan.command.map(shellQuote)
   const environment = Object.entries(plan.env).map(([name, value]) => shellQuote(`${name}=${value}`))
-  const command = plan.command.map(shellQuote)
   return `echo $$ > pid
 cd ${shellQuote(plan.cwd)} || exit 126
-exec ${HOME}/bin/setsid ${HOME}/bin/env -i ${environment.join(' ')} ${command.join(' ')}
+program=${program}
+case $program in
+  */*) ;;
+  *)
+    name=$program
+    program=
+    IFS=:
+    set -f
+    path=${shellQuote(plan.env.PATH || '/usr/local/bin:/usr/bin:/bin')}
+    for dir in $path; do
+      [ -f "$dir/$name" ] && [ -x "$dir/$name" ] && program=$dir/$name && break
+    done
+    [ -z "$program" ] && echo "nested-kvm lab: $name: command not found" >&2 && exit 127
+    ;;
+esac
+exec ${HOME}/bin/setsid ${HOME}/bin/env -i ${environment.join(' ')} "$program" ${args.join(' ')}
 `
 }

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { type FileHandle, open, realpath, unlink } from 'node:fs/promises'
 import { availableParallelism, tmpdir, totalmem } from 'node:os'
-import { dirname, join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { buildInitramfs } from '../boot/initramfs.js'
@@ -114,7 +114,7 @@ export class Lab {
         visible: shares.visible,
         command,
         cwd,
-        env: { ...labEnvironment(process.env, emulator.vendor), ...options.env },
+        env: { ...labEnvironment(process.env, process.execPath, emulator.vendor), ...options.env },
         stdin: options.stdin !== undefined,
       }),
     )
@@ -290,7 +290,7 @@ async function sharesOf(options: LabOptions): Promise<{ list: Share[]; visible: 
     // The root itself stays read-only, and so do the devices and the kernel's own file systems.
     if (real !== '/') writable.add(real)
   }
-  const needed = [dirname(process.execPath), dirname(fileURLToPath(import.meta.url)), cacheDirectory()]
+  const needed = [dirname(process.execPath), packageDirectory(), cacheDirectory()]
   const visible = new Set<string>()
   for (const path of [...needed, ...(options.readable ?? [])]) {
     const real = await realpath(path).catch(() => undefined)
@@ -300,6 +300,12 @@ async function sharesOf(options: LabOptions): Promise<{ list: Share[]; visible: 
   const list: Share[] = [{ tag: 'root', path: '/', writable: false }]
   for (const path of writable) list.push({ tag: `share${list.length}`, path, writable: true })
   return { list, visible: [...visible], cwd }
+}
+
+/** This package, and where it is installed also those that it depends on. */
+function packageDirectory(): string {
+  const own = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '')
+  return basename(dirname(own)) === 'node_modules' ? dirname(own) : own
 }
 
 async function directory(field: string, path: string): Promise<string> {
