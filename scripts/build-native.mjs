@@ -10,6 +10,7 @@ import { cpSync, existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { withLock } from './lock.mjs'
 import { root } from './paths.mjs'
 
 const require = createRequire(import.meta.url)
@@ -64,4 +65,5 @@ function prebuild() {
 }
 
 if (process.argv.includes('--prebuild')) prebuild()
-else build()
+else
+  await withLock(join(root, 'build/native.lock'), () => console.error('build-native: waiting for another build'), build)

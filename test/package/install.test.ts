@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, readdir, rm, symlink, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -100,6 +100,12 @@ describe('the packed package', () => {
       const addon = join(project, 'node_modules/nested-kvm/prebuilds/linux-x64/nested-kvm.node')
       expect(JSON.parse(stdout)).toEqual({ node: node.version, apiVersion: 12, addon })
       expect(existsSync(join(project, 'node_modules/nested-kvm/build'))).toBe(false)
+
+      // The README's first program, as somebody would paste it.
+      const readme = await readFile(join(root, 'README.md'), 'utf8')
+      const vmm = /```js\n([^`]*kvm\.createVm\(\)[^`]*)```/.exec(readme)?.[1] ?? ''
+      await writeFile(join(project, 'vmm.js'), vmm)
+      expect((await run(node.binary, ['vmm.js'], { cwd: project, env })).stdout).toBe('Hi')
 
       const command = await run(join(project, 'node_modules/.bin/nested-kvm'), ['--version'], { cwd: project, env })
       expect(command.stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
