@@ -1,6 +1,6 @@
 import { constants } from 'node:os'
 import { Command, InvalidArgumentError } from 'commander'
-import { Lab, type LabOptions } from '../lab/lab.js'
+import { Lab, type LabOptions } from '../index.js'
 import { printJson } from './output.js'
 
 interface LabFlags {
