@@ -113,7 +113,7 @@ function content(field: 'kernel' | 'initrd', value: unknown): string | Uint8Arra
   }
   let problem: string | undefined
   try {
-    if (statSync(value).isDirectory()) problem = 'it is a directory'
+    if (!statSync(value).isFile()) problem = 'it is no regular file'
     else accessSync(value, constants.R_OK)
   } catch (error) {
     problem = fileProblem(error)

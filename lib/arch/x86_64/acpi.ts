@@ -39,8 +39,15 @@ export function acpiTables({ vcpus, devices = [] }: AcpiOptions): PlacedTable[] 
   return [{ address: ACPI_ADDRESS, bytes: root }, ...tables]
 }
 
-/** Writes the tables to guest memory and returns the address of the RSDP, for the boot parameters. */
+/**
+ * Writes the tables to guest memory and returns the address of the RSDP, for the boot parameters.
+ *
+ * @throws {ConfigError} `memory`: it ends below 1 MiB; `vcpus`: as `acpiTables`
+ */
 export function writeAcpi(memory: GuestMemory, options: AcpiOptions): number {
+  if (!memory.contains(ACPI_ADDRESS, ACPI_ROOM)) {
+    throw new ConfigError('memory', memory.size, 'there is no room for the ACPI tables', 'give at least 64M')
+  }
   for (const { address, bytes } of acpiTables(options)) memory.write(address, bytes)
   return ACPI_ADDRESS
 }

@@ -25,7 +25,7 @@ function named(signature: string, vcpus = 2): Uint8Array {
   return acpiTables({ vcpus }).find(({ bytes }) => text(bytes, 0, signature.length) === signature)!.bytes
 }
 
-// What iasl makes of the same terms.
+// As ACPI 6.5, section 20.2 lays them out; iasl disassembles them to the same terms.
 describe('AML', () => {
   test.each([
     [0, '00'],
@@ -107,6 +107,7 @@ describe('the ACPI tables', () => {
     const rsdp = at(0xe0000)
     expect(text(rsdp, 0, 8)).toBe('RSD PTR ')
     expect(rsdp[15]).toBe(2)
+    expect(view(rsdp).getUint32(20, true)).toBe(36)
     const rsdt = at(view(rsdp).getUint32(16, true))
     const xsdt = at(Number(view(rsdp).getBigUint64(24, true)))
     const listed = [0, 1].map(i => view(rsdt).getUint32(36 + 4 * i, true))
@@ -180,6 +181,10 @@ describe('the ACPI tables', () => {
   test('so many processors that they do not fit are refused', () => {
     expect(acpiTables({ vcpus: 4096 })).toHaveLength(7)
     expect(() => acpiTables({ vcpus: 10_000 })).toThrow(ConfigError)
+  })
+
+  test('memory that ends below 1 MiB is refused', () => {
+    expect(() => writeAcpi(plainMemory([[0, 0xff000]]), { vcpus: 1 })).toThrow(ConfigError)
   })
 
   test('writeAcpi puts them where they say they are', () => {

@@ -132,8 +132,15 @@ describe('machineCpuid', () => {
   })
 
   test('AMD’s copies of a bit go with it', () => {
-    expect((findEntry(AMD, 0x80000001)!.edx >>> 24) & 1).toBe(1)
-    expect((findEntry(machine(AMD, 'host,-fxsr'), 0x80000001)!.edx >>> 24) & 1).toBe(0)
+    const copies = (supported: readonly CpuidEntry[], spec: string) =>
+      findEntry(supported, 0x80000001)!.edx ^ findEntry(machine(supported, spec), 0x80000001)!.edx
+    // Bit 25 is fxsr_opt, which goes for another reason.
+    expect(copies(AMD, 'host,-fxsr') >>> 0).toBe((1 << 24) | (1 << 25))
+    expect(copies(AMD, 'host,-pse36')).toBe(1 << 17)
+    expect(copies(AMD, 'host,-clflush')).toBe(0)
+    expect(copies(AMD, 'host,-sep')).toBe(0)
+    expect(copies(AMD, 'host,-pni')).toBe(0)
+    expect(copies(INTEL, 'host,-pse36')).toBe(0)
   })
 
   test.each([

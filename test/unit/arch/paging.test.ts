@@ -33,6 +33,7 @@ describe('writeIdentityMap', () => {
   })
 
   test('stays within the size that it names', () => {
+    expect(IDENTITY_MAP_SIZE).toBe(0x6000)
     expect(memory.read(0x9000 + IDENTITY_MAP_SIZE, 0x1000).every(byte => byte === 0)).toBe(true)
     expect(memory.read(0, 0x9000).every(byte => byte === 0)).toBe(true)
   })
@@ -88,6 +89,8 @@ describe('translate', () => {
   test('ends at a 1 GiB or 2 MiB page', () => {
     const gib = tables({ ...small, [0x2000 + 8]: 0x1_4000_0000n | P | LARGE })
     expect(translate(gib, 0x1000n, linear)).toMatchObject({ physicalAddress: 0x1_4060_5123n, pageSize: 0x4000_0000 })
+    const top = tables({ ...small, [0x1000 + 511 * 8]: 0x2000n | P | LARGE })
+    expect(translate(top, 0x1000n, linear)?.pageSize).toBe(0x1000)
     const mib = tables({ ...small, [0x3000 + 24]: 0x1_4020_0000n | P | LARGE })
     expect(translate(mib, 0x1000n, linear)).toMatchObject({ physicalAddress: 0x1_4020_5123n, pageSize: 0x20_0000 })
   })

@@ -38,7 +38,7 @@ describe('parseBzImage', () => {
     ['32-bit only', bzImage({ xloadflags: 0 }), 'no 64-bit entry point'],
     ['a zImage', bzImage({ loadflags: 0 }), 'zImage'],
     ['cut short in the header', bzImage().subarray(0, 0x28f), 'cut short'],
-    ['cut short in the kernel', bzImage().subarray(0, 1500), 'cut short'],
+    ['cut short in the kernel', bzImage().subarray(0, 1500), 'cut short: its header tells of 2048 bytes'],
     ['something else', new Uint8Array(4096), 'no Linux setup header'],
   ])('refuses what is %s', (_, image, message) => {
     expect(() => parseBzImage(image)).toThrow(ConfigError)
@@ -146,7 +146,7 @@ describe('loadKernel, given a bzImage', () => {
     ['kernel', { kernel: bzImage({ prefAddress: 2n ** 63n, relocatable: 0 }) }, 'relocatable'],
     ['kernel', { kernel: bzImage({ prefAddress: 0x1000n, relocatable: 0 }) }, 'it wants to be loaded at 0x1000'],
     ['kernel', { kernel: new Uint8Array() }, 'neither a bzImage nor an ELF'],
-    ['kernel', { kernel: Buffer.from('MZ is no kernel') }, 'neither a bzImage nor an ELF'],
+    ['kernel', { kernel: Buffer.from('MZ is no kernel') }, '4d5a206973206e6f": it is neither a bzImage nor an ELF'],
   ])('a bad %s is a ConfigError that names it (%#)', (field, source, message) => {
     let caught: unknown
     try {

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { parseElf } from '../../../lib/boot/elf.js'
 import { loadKernel } from '../../../lib/boot/kernel.js'
 import { ConfigError } from '../../../lib/errors.js'
+import { GuestMemory } from '../../../lib/memory/guest-memory.js'
 import { plainMemory } from '../memory/plain.js'
 import { type ElfOptions, elf, type Segment } from './images.js'
 
@@ -44,6 +45,12 @@ describe('loadKernel, given an ELF file', () => {
     expect(Buffer.from(ram.read(0x20000, 6)).toString()).toBe('quiet\0')
   })
 
+  test('the initrd stays below 2 GiB', () => {
+    const region = { guestAddress: 0, size: 3 * 2 ** 30, chunks: [new Uint8Array(20 * MIB)] }
+    const { initrd } = loadKernel(new GuestMemory([region]), { kernel: kernel(), initrd: { size: 0x1000 } })
+    expect(initrd?.address).toBe(2 ** 31 - 0x1000)
+  })
+
   test('a virtual entry point is mapped through its segment', () => {
     expect(parseElf(kernel({ entry: VIRTUAL + 3n })).entry).toBe(0x100_0003)
   })
@@ -53,6 +60,7 @@ describe('loadKernel, given an ELF file', () => {
     ['kernel', kernel({ machine: 40 }), 'no 64-bit executable'],
     ['kernel', kernel({ type: 1 }), 'no 64-bit executable'],
     ['kernel', kernel({ entry: 0x42n }), 'entry point 0x42'],
+    ['kernel', kernel({ entry: 0x100_0008n }), 'entry point 0x1000008'],
     ['kernel', kernel({ segments: [] }), 'nothing to be loaded'],
     ['kernel', kernel({ headerSize: 8 }), 'program headers are too small'],
     ['kernel', kernel({ headerOffset: 2n ** 64n - 1n }), 'cut short'],
@@ -63,7 +71,11 @@ describe('loadKernel, given an ELF file', () => {
     ['kernel', kernel({ segments: [{ ...text, memorySize: 3n }] }), 'makes no sense'],
     ['kernel', kernel({ segments: [{ ...text, physical: 2n ** 63n }] }), 'makes no sense'],
     ['kernel', kernel({ segments: [{ ...text, physical: 0x7000n }] }), 'below 1 MiB'],
-    ['memory', kernel({ segments: [{ ...text, memorySize: BigInt(40 * MIB) }] }), 'more than 56 MiB'],
+    [
+      'memory',
+      kernel({ segments: [{ ...text, memorySize: BigInt(40 * MIB) }] }),
+      'loaded up to 0x3800000; give the guest more than 56 MiB',
+    ],
     ['cmdline', kernel(), 'takes at most 2047'],
   ])('a bad %s is a ConfigError that names it (%#)', (field, image, message) => {
     let caught: unknown

@@ -83,6 +83,12 @@ describe('Bus', () => {
     expect(() => setUp().bus.add(start, length, new Probe(0))).toThrow('overlaps')
   })
 
+  test('a range may start at 0', () => {
+    const bus = new Bus()
+    bus.add(0, 1, new Probe(0x30))
+    expect(read(bus, 0, 2)).toEqual([0x30, 0xff])
+  })
+
   test.each([
     [0, 0],
     [-1, 1],

@@ -92,6 +92,7 @@ describe('AcpiPm', () => {
     expect(other.pm.saveState()).toEqual(saved)
     other.state.now += 1_000_000_000n
     expect(Math.abs(other.read(8, 4) - (saved.timer + 3_579_545))).toBeLessThanOrEqual(1)
+    expect(() => pm.loadState({ ...saved, sleepType: 8 })).toThrow('sleepType')
     expect(() => pm.loadState({ ...saved, timer: 2 ** 32 })).toThrow('timer')
   })
 })

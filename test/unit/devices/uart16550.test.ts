@@ -227,6 +227,7 @@ describe('receiving', () => {
   test('clearing the FIFO loses at most what it held', () => {
     type('0123456789abcdefGHI')
     outb(FCR, 0x03)
+    expect(lines).toEqual([true, false, true])
     expect(readAll()).toBe('GHI')
   })
 
