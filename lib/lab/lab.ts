@@ -95,7 +95,7 @@ export class Lab {
     if (command.length === 0) throw new ConfigError('command', '', 'is missing', 'say what to run in the lab')
     const memory = checkMemory(options.memory ?? DEFAULT_MEMORY)
     const cpus = checkCpus(options.cpus ?? Math.min(availableParallelism(), MOST_DEFAULT_CPUS))
-    const timeout = checkTimeout(options.timeout)
+    checkTimeout(options.timeout)
     const { onFetch, onBoot } = options
     const shares = await sharesOf(options)
     options.abort?.throwIfAborted()
@@ -130,15 +130,16 @@ export class Lab {
         cpus,
         shares: shares.list,
       })
-      return new Lab(running, emulator.name, timeout, options)
+      return new Lab(running, emulator.name, options)
     } finally {
       await initrd.close()
     }
   }
 
-  private constructor(running: RunningEmulator, emulator: string, timeout: number | undefined, options: LabOptions) {
+  /** A lab over an emulator that was started already; `Lab.start` is the usual way to one. `emulator` is its name. */
+  constructor(running: RunningEmulator, emulator: string, options: LabOptions = {}) {
     this.#running = running
-    this.#result = this.#run(emulator, timeout, options)
+    this.#result = this.#run(emulator, options)
     // Whoever never waits is told of nothing, and is not ended by it either.
     this.#result.catch(() => {})
   }
@@ -166,14 +167,17 @@ export class Lab {
     this.#running.kill()
   }
 
-  async #run(emulator: string, timeout: number | undefined, options: LabOptions): Promise<LabResult> {
+  async #run(emulator: string, options: LabOptions): Promise<LabResult> {
     const running = this.#running
-    running.console.on('data', (bytes: Buffer) => this.#log.add(bytes))
-    if (options.console) running.console.pipe(options.console, { end: false })
+    running.console.on('data', (bytes: Buffer) => {
+      this.#log.add(bytes)
+      options.console?.write(bytes)
+    })
     const stdout = forward(running.stdout, options.stdout, error => this.kill(error))
     const stderr = forward(running.stderr, options.stderr, error => this.kill(error))
     options.stdin?.pipe(running.stdin)
     running.stdin.resume()
+    const { timeout } = options
     const timer = timeout === undefined ? undefined : setTimeout(() => this.#timedOut(timeout), timeout * 1000)
     const aborted = () => this.kill(asError(options.abort?.reason))
     options.abort?.addEventListener('abort', aborted)
@@ -246,10 +250,15 @@ function forward(from: Readable, to: Writable | undefined, failed: (error: Error
       from.once('close', () => resolve(Buffer.concat(pieces).toString()))
       return
     }
-    to.once('error', failed)
+    // What is left must still be taken, or the stream would never close.
+    const lost = (error?: Error) => {
+      failed(error ?? new Error('the stream for its output was closed'))
+      from.resume()
+    }
+    to.once('error', lost).once('close', lost)
     from.pipe(to, { end: false })
     from.once('close', () => {
-      to.removeListener('error', failed)
+      to.removeListener('error', lost).removeListener('close', lost)
       resolve('')
     })
   })
@@ -339,8 +348,8 @@ function checkCpus(cpus: number): number {
   throw new ConfigError('cpus', cpus, 'is not a number of processors', 'give 1 to 16')
 }
 
-function checkTimeout(timeout: number | undefined): number | undefined {
+function checkTimeout(timeout: number | undefined): void {
   // setTimeout takes at most 2^31 - 1 ms.
-  if (timeout === undefined || (timeout > 0 && timeout <= 2_147_483)) return timeout
+  if (timeout === undefined || (timeout > 0 && timeout <= 2_147_483)) return
   throw new ConfigError('timeout', timeout, 'is not a time', 'give seconds, above 0 and up to 2147483')
 }

@@ -1,4 +1,13 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
@@ -21,6 +30,8 @@ const get = (recipe = '1') =>
   cached('thing', recipe, async directory => {
     made++
     writeFileSync(join(directory, 'file'), CONTENT)
+    // Whole seconds, which utimes can set again.
+    utimesSync(join(directory, 'file'), 1000, 1000)
     return { made }
   })
 const file = () => join(cacheDirectory(), 'thing', 'file')
@@ -33,7 +44,14 @@ test('an entry is made once, and again for another recipe', async () => {
 })
 
 test.each([
-  ['cut short', () => truncateSync(file(), 3)],
+  [
+    'cut short, its time unchanged',
+    () => {
+      const { atime, mtime } = statSync(file())
+      truncateSync(file(), 3)
+      utimesSync(file(), atime, mtime)
+    },
+  ],
   ['changed', () => writeFileSync(file(), 'CONTENT')],
   ['gone', () => rmSync(file())],
   ['without a manifest', () => rmSync(join(file(), '../manifest.json'))],
