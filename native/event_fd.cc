@@ -43,8 +43,7 @@ bool EventFd::Deliver(Napi::Env env) {
   const uint64_t count = Drain();
   if (count == 0) return true;
   Napi::HandleScope scope(env);
-  on_event_.Call({Napi::Number::New(env, static_cast<double>(count))});
-  return !env.IsExceptionPending();
+  return CallJs(env, on_event_, {Napi::Number::New(env, static_cast<double>(count))});
 }
 
 // signal(count): adds to the counter.

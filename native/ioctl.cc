@@ -52,11 +52,11 @@ bool FitsOp(Napi::Env env, const Op& op, std::span<const uint8_t> bytes) {
 }  // namespace
 
 Napi::Value ThrowKvmError(Napi::Env env, const char* name, int error, const char* remedy) {
-  Napi::Function make = EnvData::Of(env)->kvm_error.Value();
-  Napi::Value thrown = remedy ? make.New({Napi::String::New(env, name), Napi::Number::New(env, error),
-                                          Napi::String::New(env, remedy)})
-                              : make.New({Napi::String::New(env, name), Napi::Number::New(env, error)});
-  if (!env.IsExceptionPending()) napi_throw(env, thrown);
+  // Without a remedy the class looks for one by name and code.
+  const napi_value advice = remedy ? napi_value{Napi::String::New(env, remedy)} : napi_value{env.Undefined()};
+  Napi::Value thrown =
+      NewJs(env, EnvData::Of(env)->kvm_error, {Napi::String::New(env, name), Napi::Number::New(env, error), advice});
+  if (!thrown.IsEmpty()) napi_throw(env, thrown);
   return env.Undefined();
 }
 
@@ -84,8 +84,9 @@ bool IntegerOf(const Napi::Value& value, const char* what, uint64_t max, uint64_
     *out = static_cast<uint64_t>(number);
     return true;
   }
-  Napi::RangeError::New(value.Env(), std::string(what) + ": takes an integer from 0 to " + std::to_string(max) +
-                                         ", not " + value.ToString().Utf8Value())
+  // What else it is goes unsaid: turning it into text may call JS, and throw.
+  const std::string given = std::isnan(number) ? "" : ", not " + std::to_string(number);
+  Napi::RangeError::New(value.Env(), std::string(what) + ": takes an integer from 0 to " + std::to_string(max) + given)
       .ThrowAsJavaScriptException();
   return false;
 }

@@ -43,7 +43,11 @@ Napi::Function Kvm::Define(Napi::Env env) {
 }
 
 Kvm::Kvm(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Kvm>(info) {
-  const std::string path = info[0].ToString().Utf8Value();
+  if (!info[0].IsString()) {
+    Napi::TypeError::New(info.Env(), "Kvm: takes the path of the device").ThrowAsJavaScriptException();
+    return;
+  }
+  const std::string path = info[0].As<Napi::String>().Utf8Value();
   fd_.Reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!fd_) ThrowKvmError(info.Env(), ("open " + path).c_str(), errno);
 }

@@ -94,7 +94,7 @@ Napi::Value Vcpu::Create(Napi::Env env, const std::shared_ptr<VmCore>& vm, uint3
   void* run = ::mmap(nullptr, vm->vcpu_mmap_size, PROT_READ | PROT_WRITE, MAP_SHARED, core->fd.get(), 0);
   if (run == MAP_FAILED) return ThrowKvmError(env, "mmap of the vCPU", errno);
   core->run_mapping = std::make_shared<Mapping>(run, vm->vcpu_mmap_size);
-  return EnvData::Of(env)->vcpu.New({Napi::External<std::shared_ptr<VcpuCore>>::New(env, &core)});
+  return NewJs(env, EnvData::Of(env)->vcpu, {Napi::External<std::shared_ptr<VcpuCore>>::New(env, &core)});
 }
 
 Vcpu::Vcpu(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Vcpu>(info) {

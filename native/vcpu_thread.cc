@@ -187,10 +187,11 @@ bool VcpuThread::Deliver(Napi::Env env) {
   if (last_ == Event::kStopped) Abort();  // joins the thread, which has ended
   if (last_ == Event::kPaused || last_ == Event::kStopped) hub_->Release(this);
   Napi::HandleScope scope(env);
-  Napi::Value answered =
-      on_event_.Call({Napi::Number::New(env, static_cast<int>(last_)), Napi::Number::New(env, value)});
-  if (env.IsExceptionPending()) return false;
-  if (!answered.IsEmpty() && answered.IsBoolean() && answered.As<Napi::Boolean>().Value()) Answer();
+  napi_value answered = nullptr;
+  if (!CallJs(env, on_event_, {Napi::Number::New(env, static_cast<int>(last_)), Napi::Number::New(env, value)}, &answered)) {
+    return false;
+  }
+  if (Napi::Value(env, answered).StrictEquals(Napi::Boolean::New(env, true))) Answer();
   return true;
 }
 

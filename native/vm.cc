@@ -82,7 +82,7 @@ Napi::Value Vm::Create(Napi::Env env, UniqueFd fd, size_t vcpu_mmap_size) {
   auto core = std::make_shared<VmCore>();
   core->fd = std::move(fd);
   core->vcpu_mmap_size = vcpu_mmap_size;
-  return EnvData::Of(env)->vm.New({Napi::External<std::shared_ptr<VmCore>>::New(env, &core)});
+  return NewJs(env, EnvData::Of(env)->vm, {Napi::External<std::shared_ptr<VmCore>>::New(env, &core)});
 }
 
 Vm::Vm(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Vm>(info) {

@@ -23,7 +23,8 @@ export class CoalescedRing {
   drain(): KvmCoalescedMmio[] {
     const indices = this.#indices
     const writes: KvmCoalescedMmio[] = []
-    if (!indices) return writes
+    // No ring, or its vCPU is closed and the view detached.
+    if (!indices?.length) return writes
     let first = indices[0]! % SLOTS
     for (const last = indices[1]! % SLOTS; first !== last; first = (first + 1) % SLOTS) {
       const at = START + kvm_coalesced_mmio_ring.size + first * kvm_coalesced_mmio.size

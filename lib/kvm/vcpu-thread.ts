@@ -35,6 +35,7 @@ export class VcpuThread {
     this.#onExit = onExit
     this.#onError = onError
     this.#native = new addon.VcpuThread(vcpu.native, (event, value) => this.#handle(event, value))
+    vcpu.threads.add(this)
   }
 
   get state(): VcpuThreadState {
@@ -45,7 +46,6 @@ export class VcpuThread {
   start(): void {
     if (this.#state === 'running') return
     this.#native.start()
-    this.vcpu.thread = this
     this.#state = 'running'
   }
 
@@ -81,6 +81,7 @@ export class VcpuThread {
   /** Ends the thread now, waiting the moment until it is out of KVM_RUN; a pending I/O is not completed. */
   close(): void {
     this.#native.close()
+    this.vcpu.threads.delete(this)
     this.#arrive('closed')
   }
 
@@ -138,7 +139,6 @@ export class VcpuThread {
 
   #arrive(state: VcpuThreadState): void {
     this.#state = state
-    if (state !== 'paused') this.vcpu.thread = undefined
     const waiting = this.#waiting
     this.#waiting = []
     for (const resolve of waiting) resolve()

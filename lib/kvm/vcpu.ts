@@ -55,8 +55,8 @@ export class Vcpu {
   readonly runPage: Uint8Array
   /** @internal */
   readonly native: NativeVcpu
-  /** @internal Set by the VcpuThread that drives this vCPU. */
-  thread: VcpuThread | undefined
+  /** @internal Every VcpuThread made for this vCPU that is not closed: also a stopped one keeps the descriptor open. */
+  readonly threads = new Set<VcpuThread>()
   readonly #exits: ExitReader
   readonly #ring: CoalescedRing
   readonly #closed: () => void
@@ -364,9 +364,9 @@ export class Vcpu {
     this.native.enableCap(encodeEnableCap(capability, args))
   }
 
-  /** Stops the thread that drives it, detaches the views and closes the descriptor. */
+  /** Closes its `VcpuThread`s, detaches the views and closes the descriptor. */
   close(): void {
-    this.thread?.close()
+    for (const thread of [...this.threads]) thread.close()
     this.native.close()
     this.#closed()
   }

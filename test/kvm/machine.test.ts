@@ -1,0 +1,168 @@
+import { readdirSync } from 'node:fs'
+import { expect, it, onTestFinished } from 'vitest'
+import type { MachineOptions } from '../../lib/config/machine-config.js'
+import { Machine } from '../../lib/machine/machine.js'
+import { ELF_ORIGIN, elfKernel } from '../guests/elf.js'
+
+/** What follows `label` on COM1. */
+const print = (label: string) => `
+  lea rsi, [rip + ${label}]
+1:
+  lodsb
+  test al, al
+  jz 2f
+  mov dx, 0x3f8
+  out dx, al
+  jmp 1b
+2:
+`
+const powerOff = `
+  mov dx, 0x604
+  mov ax, 0x3400        # SLP_EN, SLP_TYP 5 as the DSDT's _S5 says
+  out dx, ax
+  hlt
+`
+
+async function machine(source: string, options: Partial<MachineOptions> = {}): Promise<Machine> {
+  const made = await Machine.create({ kernel: elfKernel(source), memory: '64M', ...options })
+  onTestFinished(() => made.stop())
+  return made
+}
+
+it('a kernel is entered in long mode, talks on the console and powers off', async () => {
+  const l1 = await machine(`${print('text')}${powerOff}\ntext: .asciz "hello from L1\\r\\n"`)
+  const read: Buffer[] = []
+  l1.console.on('data', chunk => read.push(chunk))
+  expect(l1.state).toBe('created')
+  await l1.start()
+  expect(l1.state).toBe('running')
+  expect((await l1.console.expect(/from (\w+)/)).groups).toEqual(['L1'])
+  expect(await l1.wait()).toEqual({ reason: 'shutdown' })
+  expect(Buffer.concat(read).toString()).toBe('hello from L1\r\n')
+  expect(l1.state).toBe('ended')
+})
+
+it('the boot parameters hold the command line and the memory map', async () => {
+  // boot_params: e820_entries at 0x1e8, cmd_line_ptr at 0x228.
+  const source = `
+    movzx eax, byte ptr [rsi + 0x1e8]
+    add al, 0x30
+    mov dx, 0x3f8
+    out dx, al
+    mov esi, [rsi + 0x228]
+    jmp 3f
+  text: .asciz ""
+  3: ${print('text').replace('lea rsi, [rip + text]', '')}${powerOff}`
+  const l1 = await machine(source, { cmdline: 'one=1 two' })
+  await l1.start()
+  expect((await l1.console.expect(/^(\d)one=1 two/)).groups[0]).toMatch(/[3-9]/)
+  await l1.wait()
+})
+
+it('what is written to the console arrives at the guest', async () => {
+  const l1 = await machine(`
+  wait:
+    mov dx, 0x3fd
+    in al, dx
+    test al, 1
+    jz wait
+    mov dx, 0x3f8
+    in al, dx
+    add al, 1
+    out dx, al
+    cmp al, '!' + 1
+    jne wait
+    ${powerOff}`)
+  await l1.start()
+  l1.console.write('HAL!')
+  await l1.console.expect('IBM"')
+  expect(await l1.wait()).toEqual({ reason: 'shutdown' })
+})
+
+it('a reset through the keyboard controller', async () => {
+  const l1 = await machine('mov al, 0xfe\nout 0x64, al\nhlt')
+  await l1.start()
+  expect(await l1.wait()).toEqual({ reason: 'reset' })
+})
+
+it('the debug-exit device gives its code', async () => {
+  const l1 = await machine('mov eax, 3\nout 0xf4, eax\nhlt')
+  await l1.start()
+  expect(await l1.wait()).toEqual({ reason: 'debug-exit', code: 7 })
+})
+
+it('a triple fault is a crash, told with registers and code', async () => {
+  const l1 = await machine('mov rbx, 0x1234567890abcdef\nud2')
+  const crashes: unknown[] = []
+  l1.on('crash', end => crashes.push(end))
+  await l1.start()
+  const end = await l1.wait()
+  if (end.reason !== 'crash') throw new Error(end.reason)
+  expect(end.message).toBe('triple fault')
+  expect(end.report).toContain('vCPU 0\nexit  shutdown\n')
+  expect(end.report).toContain('rbx 1234567890abcdef')
+  expect(end.report).toContain(`rip ${(ELF_ORIGIN + 10).toString(16).padStart(16, '0')}`)
+  expect(end.report).toContain('code  0f 0b')
+  expect(crashes).toEqual([end])
+})
+
+it('pause takes a guest that spins with interrupts off out of KVM_RUN, resume lets it go on', async () => {
+  const l1 = await machine('cli\nspin: inc rbx\njmp spin')
+  await l1.start()
+  const seen: bigint[] = []
+  for (let round = 0; round < 3; round++) {
+    await new Promise(resolve => setTimeout(resolve, 20))
+    await l1.pause()
+    seen.push(l1.vcpus[0]!.getRegs().rbx)
+    await new Promise(resolve => setTimeout(resolve, 20))
+    expect(l1.vcpus[0]!.getRegs().rbx).toBe(seen[round])
+    await l1.resume()
+  }
+  expect(seen[1]).toBeGreaterThan(seen[0]!)
+  expect(seen[2]).toBeGreaterThan(seen[1]!)
+  expect(() => l1.vcpus[0]!.getRegs()).toThrow(/EBUSY.*pause\(\) it first/)
+  await l1.stop()
+  expect(await l1.wait()).toEqual({ reason: 'stopped' })
+})
+
+it('what cannot be done in a state is refused by name', async () => {
+  const l1 = await machine('spin: jmp spin')
+  await expect(l1.pause()).rejects.toThrow('cannot pause: the machine is created')
+  await l1.start()
+  await expect(l1.start()).rejects.toThrow('cannot start: the machine is running')
+  await expect(l1.resume()).rejects.toThrow('cannot resume: the machine is running')
+  await l1.stop()
+  await l1.stop()
+  await expect(l1.start()).rejects.toThrow('cannot start: the machine is ended')
+})
+
+it('an expectation that is not met ends in time and shows what came', async () => {
+  const l1 = await machine(`${print('text')}spin: jmp spin\ntext: .asciz "something else\\n"`)
+  await l1.start()
+  await l1.console.expect('something')
+  await expect(l1.console.expect('never', { timeout: 50 })).rejects.toThrow(
+    /console: "never" did not come within 0.05 s\n else/,
+  )
+})
+
+it('several vCPUs: the others wait for their SIPI', async () => {
+  const l1 = await machine(`${print('text')}${powerOff}\ntext: .asciz "up"`, { vcpus: 3 })
+  expect(l1.vcpus.map(vcpu => vcpu.getMpState())).toEqual([0, 1, 1])
+  await l1.start()
+  expect(await l1.wait()).toEqual({ reason: 'shutdown' })
+})
+
+it('a machine that could not be made, and one that has ended, leave nothing open', async () => {
+  const open = () => readdirSync('/proc/self/fd').length
+  const once = async () => {
+    const l1 = await machine(powerOff)
+    await l1.start()
+    await l1.wait()
+    await expect(machine('hlt', { cpu: 'host,+nonsense' })).rejects.toThrow(/no CPU flag "nonsense"/)
+    await expect(machine('hlt', { initrd: new Uint8Array(128 << 20) })).rejects.toThrow(/initrd/)
+  }
+  await once()
+  const before = open()
+  for (let i = 0; i < 10; i++) await once()
+  expect(open()).toBe(before)
+})
