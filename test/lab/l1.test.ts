@@ -1,4 +1,6 @@
+import { readFile } from 'node:fs/promises'
 import { expect, it } from 'vitest'
+import { ensureAssets } from '../../lib/lab/assets.js'
 import { BOOT, linuxMachine } from './linux.js'
 
 const flag = 'echo "flag=$(grep -o -w -m1 -e svm -e vmx /proc/cpuinfo)."'
@@ -18,6 +20,15 @@ it('an extension that is withheld is not there', { timeout: 300_000 }, async () 
   await using machine = await linuxMachine(`${flag}\npoweroff -f`, { cpu: 'host,-svm,-vmx' })
   await machine.start()
   expect((await machine.console.expect(/flag=(\w*)\./, BOOT)).groups[0]).toBe('')
+  expect(await machine.wait()).toEqual({ reason: 'shutdown' })
+})
+
+it('the ELF vmlinux of the same kernel boots', { timeout: 300_000 }, async () => {
+  const { guestKernel } = await ensureAssets(['guestKernel'])
+  expect((await readFile(guestKernel.image)).subarray(0, 4).toString('latin1')).toBe('\x7fELF')
+  await using machine = await linuxMachine('echo ready\npoweroff -f', { image: 'image' })
+  await machine.start()
+  await machine.console.expect('ready', BOOT)
   expect(await machine.wait()).toEqual({ reason: 'shutdown' })
 })
 

@@ -4,10 +4,13 @@ import { Machine } from '../../lib/machine/machine.js'
 
 const APPLETS = ['sh', 'cat', 'echo', 'grep', 'mount', 'nproc', 'poweroff', 'reboot', 'sleep', 'uname', 'usleep']
 
-/** An L1 with the stock kernel, whose init mounts what is usual and runs `script`. */
+/**
+ * An L1 with the stock kernel, as a bzImage (`vmlinuz`) or as the ELF file in it (`image`), whose init mounts what is usual and
+ * runs `script`.
+ */
 export async function linuxMachine(
   script: string,
-  options: { cpu?: string; vcpus?: number; memory?: string; cmdline?: string } = {},
+  options: { image?: 'vmlinuz' | 'image'; cpu?: string; vcpus?: number; memory?: string } = {},
 ): Promise<Machine> {
   const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
   const init = `#!/bin/sh
@@ -25,7 +28,8 @@ ${script}
     { type: 'file', path: '/init', data: init, mode: 0o755 },
   ])
   const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
-  return Machine.create({ kernel: guestKernel.vmlinuz, initrd, cmdline, memory: '256M', ...options })
+  const { image = 'vmlinuz', ...rest } = options
+  return Machine.create({ kernel: guestKernel[image], initrd, cmdline, memory: '256M', ...rest })
 }
 
 /** A guest that takes longer to boot than this hangs. */
