@@ -180,7 +180,8 @@ async function inLab({ kernel, initrd, directory, timeout, onProgress, hear }: I
     stdout,
     stderr,
     abort: abort.signal,
-    onProgress,
+    onFetch: onProgress,
+    onBoot: onProgress,
   }
   const lab = await Lab.start([process.execPath, main, ...args], options)
   try {
