@@ -27,6 +27,8 @@ export interface BootOptions {
   readonly memory: string
   /** Milliseconds from its start to its power-off. */
   readonly timeout: number
+  /** Ends it at once, with the signal's reason. */
+  readonly abort?: AbortSignal
 }
 
 /** What the shell in a guest writes: no level, it does not know that. */
@@ -38,7 +40,7 @@ type GuestLine = Partial<LevelFacts> & { readonly level?: number; readonly statu
  * @throws {GuestError} it ended in another way, or did not say what it is
  */
 export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<void> {
-  const { level, timeout } = options
+  const { level, timeout, abort } = options
   tell({ level, doing: `creating the L${level} machine` })
   const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
   const { kernel, initrd, memory } = options
@@ -74,7 +76,10 @@ export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) 
   })()
   // It ends with the machine: then there is nothing more to expect.
   const ended = machine.wait()
-  const problem = await Promise.race([ended.then(() => undefined), reading.catch((error: Error) => error)])
+  const aborted = new Promise<never>((_, reject) => {
+    abort?.addEventListener('abort', () => reject(abort.reason as Error), { once: true })
+  })
+  const problem = await Promise.race([ended.then(() => undefined), reading.catch((error: Error) => error), aborted])
   if (problem && machine.state !== 'ended') throw new LevelError(level, problem.message, machine.console.tail())
   const end = await ended
   await reading.catch(() => {})

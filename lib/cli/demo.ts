@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
-import { release, tmpdir } from 'node:os'
+import { constants, release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
@@ -88,21 +88,24 @@ async function demo(options: DemoOptions): Promise<number> {
     } else if ('done' in event) status.show(`L${event.level} has powered off`)
   }
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-demo-'))
+  const interruption = watchSignals()
+  const abort = interruption.signal
   try {
     const where = place(options.where)
     say(where.reason)
     status.show('looking for the parts')
     const onProgress = (message: string) => status.show(message)
     const assets = await ensureAssets(['guestKernel', 'busybox'], { onProgress })
+    abort.throwIfAborted()
     status.show('making the image of L1')
     const initrd = join(directory, 'l1.cpio')
     await writeL1Image(initrd, assets, ['demo', '--level', '1', '--timeout', String(timeout)])
     const kernel = assets.guestKernel.vmlinuz
     if (where.lab) {
-      await inLab({ kernel, initrd, directory, timeout, onProgress, hear })
+      await inLab({ kernel, initrd, directory, timeout, onProgress, hear, abort })
     } else {
       hear({ level: 0, ...hostFacts() })
-      await bootLevel({ level: 1, kernel, initrd, memory: L1_MEMORY, timeout: timeout * 1000 }, hear)
+      await bootLevel({ level: 1, kernel, initrd, memory: L1_MEMORY, timeout: timeout * 1000, abort }, hear)
     }
     if (levels.length !== 3) throw new GuestError(`only ${levels.length} of 3 levels told what they are`)
     status.close()
@@ -127,9 +130,10 @@ async function demo(options: DemoOptions): Promise<number> {
     const { reason, details, code } = describeFailure(error)
     if (!options.json) process.stderr.write(`nested-kvm: ${reason}\n${details ? `${details}\n` : ''}`)
     printJson({ ok: false, level: error instanceof LevelError ? error.level : levels.length, reason })
-    return code
+    return error instanceof Interrupted ? error.code : code
   } finally {
     status.close()
+    interruption.close()
     await rm(directory, { recursive: true, force: true })
   }
 }
@@ -154,11 +158,11 @@ interface InLab {
   readonly timeout: number
   onProgress(message: string): void
   hear(event: LevelEvent): void
+  readonly abort: AbortSignal
 }
 
-async function inLab({ kernel, initrd, directory, timeout, onProgress, hear }: InLab): Promise<void> {
+async function inLab({ kernel, initrd, directory, timeout, onProgress, hear, abort }: InLab): Promise<void> {
   const main = fileURLToPath(new URL('./main.js', import.meta.url))
-  const abort = new AbortController()
   let failure: LevelError | undefined
   let complaints = ''
   const stdout = lines(line => {
@@ -170,8 +174,6 @@ async function inLab({ kernel, initrd, directory, timeout, onProgress, hear }: I
   const stderr = lines(line => {
     complaints = `${complaints}${line}\n`.slice(-10_000)
   })
-  const interrupt = () => abort.abort(new Interrupted())
-  process.once('SIGINT', interrupt).once('SIGTERM', interrupt)
   const args = ['demo', '--level', '0', '--timeout', String(timeout), '--kernel', kernel, '--initrd', initrd]
   const options = {
     cwd: process.cwd(),
@@ -179,23 +181,37 @@ async function inLab({ kernel, initrd, directory, timeout, onProgress, hear }: I
     timeout,
     stdout,
     stderr,
-    abort: abort.signal,
+    abort,
     onFetch: onProgress,
     onBoot: onProgress,
   }
   const lab = await Lab.start([process.execPath, main, ...args], options)
-  try {
-    const { exitCode: code } = await lab.wait()
-    if (failure) throw new LevelError(failure.level, failure.message, complaints)
-    if (code !== 0) throw new LevelError(1, `the program in the lab ended with code ${code}`, complaints)
-  } finally {
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
-  }
+  const { exitCode: code } = await lab.wait()
+  if (failure) throw new LevelError(failure.level, failure.message, complaints)
+  if (code !== 0) throw new LevelError(1, `the program in the lab ended with code ${code}`, complaints)
 }
 
 class Interrupted extends GuestError {
-  constructor() {
-    super('interrupted')
+  /** As a shell tells of a signal. */
+  readonly code: number
+
+  constructor(signal: NodeJS.Signals) {
+    super(`interrupted by ${signal}`)
+    this.code = 128 + constants.signals[signal]
+  }
+}
+
+/** Turns the first signal that asks us to end into an abort, so that nothing is left behind. */
+function watchSignals(): { readonly signal: AbortSignal; close(): void } {
+  const controller = new AbortController()
+  const names = ['SIGHUP', 'SIGINT', 'SIGTERM'] as const
+  const interrupt = (name: NodeJS.Signals) => controller.abort(new Interrupted(name))
+  for (const name of names) process.on(name, interrupt)
+  return {
+    signal: controller.signal,
+    close() {
+      for (const name of names) process.off(name, interrupt)
+    },
   }
 }
 
