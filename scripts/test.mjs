@@ -34,6 +34,14 @@ function hostNests() {
   return spawnSync(process.execPath, [cli, 'doctor', '--json'], { cwd: root, stdio: 'ignore' }).status === 0
 }
 
+/** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
+function labPrefix() {
+  const fetch = `import { ensureAssets } from '${root}/dist/index.js'
+    await ensureAssets(['guestKernel', 'busybox'], { onProgress: message => console.error('test: ' + message) })`
+  spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
+  return hostNests() ? [] : [cli, 'lab', '--', process.execPath]
+}
+
 function sanitizerEnvironment() {
   const library = spawnSync('g++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).stdout?.trim()
   return {
@@ -62,13 +70,13 @@ function count(report) {
 }
 
 function runPart(name, options) {
-  const { tests, prefix = [], env = {} } = parts[name]()
+  const { tests, prefix = [], suffix = [], env = {} } = parts[name]()
   const output = join(results, `${name}.json`)
   rmSync(output, { force: true })
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${output}`]
   say(`${name}${prefix.length > 0 ? ' (in the emulated host)' : ''}`)
   const started = Date.now()
-  const args = [...prefix, vitest, 'run', tests, ...reporters, ...options]
+  const args = [...prefix, vitest, 'run', tests, ...reporters, ...suffix, ...options]
   const end = spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...env } })
   const seconds = ((Date.now() - started) / 1000).toFixed(1)
 
