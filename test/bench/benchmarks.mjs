@@ -9,10 +9,11 @@
  * @property {string} unit
  * @property {number} target the most that ours may be of the baseline; with `absolute`, the most that it may be above it
  * @property {boolean} [absolute]
- * @property {boolean} [lab] needs a guest that runs Linux, so all of it runs inside the lab
+ * @property {boolean} [lab] needs a KVM whose guests boot Linux: runs inside the lab
+ * @property {string} [prepare] file beside this one, run once before the trials with the directory for its output
  * @property {string} ours file beside this one
  * @property {string} baseline C file beside this one
- * @property {string[]} arguments given to both
+ * @property {string[]} [arguments] given to both; by default the directory of `prepare`
  */
 
 /** @type {Benchmark[]} */
@@ -53,5 +54,15 @@ export const benchmarks = [
     ours: 'create-destroy.mjs',
     baseline: 'create-destroy.c',
     arguments: ['200', '20'],
+  },
+  {
+    name: 'lab-boot',
+    what: 'in the lab: a stock kernel from its image to its init, against a VMM in C with the same tables',
+    unit: 's',
+    target: 1.15,
+    lab: true,
+    prepare: 'lab-boot-image.mjs',
+    ours: 'lab-boot.mjs',
+    baseline: 'vmm.c',
   },
 ]

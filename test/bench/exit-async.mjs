@@ -23,19 +23,11 @@ const finished = new Promise(resolve => {
 })
 
 const thread = new VcpuThread(vcpu, exit => {
-  switch (exit.reason) {
-    case 'io-out':
-      if (exit.port === PORT) {
-        if (seen++ === warmup) start = performance.now()
-        if (seen <= warmup) return
-        if (seen <= warmup + count) check = (Math.imul(check, 31) + exit.data[0]) >>> 0
-        if (seen === warmup + count) finish(performance.now())
-        return
-      }
-    // fallthrough
-    default:
-      throw new Error(`unexpected exit ${exit.reason}`)
-  }
+  if (exit.reason !== 'io-out' || exit.port !== PORT) throw new Error(`unexpected exit ${exit.reason}`)
+  if (seen++ === warmup) start = performance.now()
+  if (seen <= warmup) return
+  if (seen <= warmup + count) check = (Math.imul(check, 31) + exit.data[0]) >>> 0
+  if (seen === warmup + count) finish(performance.now())
 })
 thread.start()
 const value = (((await finished) - start) * 1e3) / (count - 1)

@@ -17,16 +17,8 @@ function handle(exits) {
   let sum = 0
   for (let i = 0; i < exits; i++) {
     const exit = vcpu.run()
-    switch (exit.reason) {
-      case 'io-out':
-        if (exit.port === PORT) {
-          sum = (Math.imul(sum, 31) + exit.data[0]) >>> 0
-          break
-        }
-      // fallthrough
-      default:
-        throw new Error(`unexpected exit ${exit.reason}`)
-    }
+    if (exit.reason !== 'io-out' || exit.port !== PORT) throw new Error(`unexpected exit ${exit.reason}`)
+    sum = (Math.imul(sum, 31) + exit.data[0]) >>> 0
   }
   return sum
 }

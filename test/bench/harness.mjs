@@ -2,8 +2,10 @@
  * Runs a benchmark: every trial is a process of its own, ours and the baseline take turns, the medians are compared.
  * @import { Benchmark } from './benchmarks.mjs'
  */
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
 
 const run = promisify(execFile)
@@ -36,17 +38,14 @@ export async function compile(source, directory) {
 }
 
 /**
+ * Runs a part of a benchmark to its end and returns what it printed.
  * @param {string} name
  * @param {string} command
  * @param {string[]} args
- * @returns {Promise<{ value: number, check: number }>}
  */
-async function trial(name, command, args) {
+async function script(name, command, args) {
   try {
-    const { stdout } = await run(command, args, { timeout: TRIAL_TIMEOUT_MS, killSignal: 'SIGKILL' })
-    const { value, check } = JSON.parse(stdout)
-    if (!Number.isFinite(value) || !Number.isInteger(check)) throw new Error(`printed ${stdout}`)
-    return { value, check }
+    return (await run(command, args, { timeout: TRIAL_TIMEOUT_MS, killSignal: 'SIGKILL' })).stdout
   } catch (error) {
     const { message, stderr, killed } = /** @type {{ message: string, stderr?: string, killed?: boolean }} */ (error)
     const reason = killed ? `did not end within ${TRIAL_TIMEOUT_MS / 1000} s` : stderr?.trim() || message
@@ -54,11 +53,54 @@ async function trial(name, command, args) {
   }
 }
 
+/**
+ * @param {string} name
+ * @param {string} command
+ * @param {string[]} args
+ * @returns {Promise<{ value: number, check: number }>}
+ */
+async function trial(name, command, args) {
+  const stdout = await script(name, command, args)
+  const { value, check } = JSON.parse(stdout)
+  if (!Number.isFinite(value) || !Number.isInteger(check)) throw new BenchError(`${name}: ${command} printed ${stdout}`)
+  return { value, check }
+}
+
 /** @param {number[]} values */
 function median(values) {
   const sorted = values.toSorted((a, b) => a - b)
   const middle = sorted.length >> 1
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}
+
+/**
+ * A benchmark whose guests boot Linux runs inside the lab, by this same program.
+ * @param {Benchmark} benchmark
+ * @param {(line: string) => void} progress
+ * @returns {Promise<Awaited<ReturnType<typeof measure>>>}
+ */
+export async function measureInLab({ name }, progress) {
+  progress(`${name}: starting the lab`)
+  const cli = join(here, '../../dist/cli/main.js')
+  const inside = [process.execPath, join(here, 'main.mjs'), '--json', name]
+  const child = spawn(process.execPath, [cli, 'lab', '--timeout', '1800', '--', ...inside], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let stdout = ''
+  child.stdout.on('data', data => {
+    stdout += data
+  })
+  let last = ''
+  createInterface({ input: child.stderr }).on('line', line => {
+    last = line
+    progress(line)
+  })
+  await once(child, 'close')
+  try {
+    return JSON.parse(stdout)[0]
+  } catch {
+    throw new BenchError(`${name}: the lab ended without a result: ${last}`)
+  }
 }
 
 /**
@@ -70,6 +112,11 @@ export async function measure(benchmark, directory, progress) {
   const { name, unit, target, absolute } = benchmark
   progress(`${name}: compiling the baseline`)
   const program = await compile(benchmark.baseline, directory)
+  if (benchmark.prepare) {
+    progress(`${name}: preparing`)
+    await script(name, process.execPath, [join(here, benchmark.prepare), directory])
+  }
+  const args = benchmark.arguments ?? [directory]
   /** @type {{ ours: number[], baseline: number[] }} */
   const values = { ours: [], baseline: [] }
   /** @type {number | undefined} */
@@ -81,8 +128,8 @@ export async function measure(benchmark, directory, progress) {
       progress(`${name}: pair ${pair + 1} of ${PAIRS}, ${side}`)
       const { value, check } =
         side === 'ours'
-          ? await trial(name, process.execPath, [join(here, benchmark.ours), ...benchmark.arguments])
-          : await trial(name, program, benchmark.arguments)
+          ? await trial(name, process.execPath, [join(here, benchmark.ours), ...args])
+          : await trial(name, program, args)
       expected ??= check
       if (check !== expected) throw new BenchError(`${name}: ${side} did other work: check ${check}, not ${expected}`)
       values[side].push(value)

@@ -1,0 +1,93 @@
+/**
+ * lab-boot-image.mjs DIRECTORY: what both sides of lab-boot boot. Writes `initrd` and `options.json` for `lab-boot.mjs`, and for
+ * `vmm.c` the same machine as it stands before its first instruction: `memory` and the vCPU's state.
+ */
+import { createWriteStream } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { finished } from 'node:stream/promises'
+import {
+  ensureAssets,
+  Kvm,
+  KvmError,
+  kvm_cpuid2,
+  kvm_msrs,
+  kvm_regs,
+  kvm_sregs,
+  Machine,
+  writeInitramfs,
+} from 'nested-kvm'
+
+const PAGE = 4096
+const [directory] = process.argv.slice(2)
+const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
+const initrd = join(directory, 'initrd')
+await writeInitramfs(
+  [
+    { type: 'file', path: '/bin/busybox', source: busybox.program, mode: 0o755 },
+    { type: 'directory', path: '/dev' },
+    { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
+    {
+      type: 'file',
+      path: '/init',
+      data: '#!/bin/busybox sh\necho @init\nexec /bin/busybox poweroff -f\n',
+      mode: 0o755,
+    },
+  ],
+  initrd,
+)
+const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
+const options = { kernel: guestKernel.vmlinuz, initrd, cmdline, memory: '256M' }
+await writeFile(join(directory, 'options.json'), JSON.stringify(options))
+
+const machine = await Machine.create(options)
+const [vcpu] = machine.vcpus
+await writeFile(join(directory, 'regs'), kvm_regs.encode(vcpu.getRegs()))
+await writeFile(join(directory, 'sregs'), kvm_sregs.encode(vcpu.getSregs()))
+const cpuid = vcpu.getCpuid().map(entry => ({ ...entry, padding: [0, 0, 0] }))
+await writeFile(join(directory, 'cpuid'), kvm_cpuid2.encode({ nent: cpuid.length, padding: 0, entries: cpuid }))
+const msrs = msrEntries()
+await writeFile(join(directory, 'msrs'), kvm_msrs.encode({ nmsrs: msrs.length, pad: 0, entries: msrs }))
+await writeMemory(join(directory, 'memory'))
+await machine.stop()
+
+/** Every MSR that can be read and set to what it is. */
+function msrEntries() {
+  const kvm = Kvm.open()
+  const indices = kvm.msrIndices()
+  kvm.close()
+  return indices.flatMap(index => {
+    try {
+      const [{ value }] = vcpu.getMsrs([index])
+      vcpu.setMsrs([{ index, value }])
+      return [{ index, reserved: 0, data: value }]
+    } catch (error) {
+      if (error instanceof KvmError) return []
+      throw error
+    }
+  })
+}
+
+/**
+ * The memory's size, then runs of pages that are not all zero: address and length, 8 bytes each, and the bytes.
+ * @param {string} path
+ */
+async function writeMemory(path) {
+  const [region] = machine.memory.regions
+  const [bytes] = region.chunks
+  const file = createWriteStream(path)
+  /** @param {...number} values */
+  const words = (...values) => file.write(new Uint8Array(BigUint64Array.from(values, BigInt).buffer))
+  words(region.size)
+  const used = address => bytes.subarray(address, address + PAGE).some(byte => byte !== 0)
+  for (let start = 0; start < bytes.length; start += PAGE) {
+    if (!used(start)) continue
+    let end = start + PAGE
+    while (end < bytes.length && used(end)) end += PAGE
+    words(start, end - start)
+    file.write(bytes.slice(start, end))
+    start = end
+  }
+  file.end()
+  await finished(file)
+}
