@@ -77,7 +77,7 @@ Napi::Function Vcpu::Define(Napi::Env env) {
   for (const Op& op : kOps) add(op, &Vcpu::Call);
   for (const Op& op : kXsaveOps) add(op, &Vcpu::Xsave);
   for (const Op& op : kDeviceAttrOps) add(op, &Vcpu::DeviceAttr);
-  methods.push_back(InstanceMethod<&Vcpu::Run>("run"));
+  methods.push_back(InstanceMethod<&Vcpu::RunFunction>("runFunction"));
   methods.push_back(InstanceMethod<&Vcpu::RunBuffer>("runBuffer"));
   methods.push_back(InstanceMethod<&Vcpu::EnableCap>("enableCap"));
   methods.push_back(InstanceMethod<&Vcpu::Close>("close"));
@@ -125,15 +125,35 @@ Napi::Value Vcpu::Call(const Napi::CallbackInfo& info) {
   return core ? CallOp(info, core->fd.get(), op) : info.Env().Undefined();
 }
 
-// Returns the exit reason.
-Napi::Value Vcpu::Run(const Napi::CallbackInfo& info) {
+// KVM_RUN as a function of its own that takes and returns nothing: the exit reason is in kvm_run, which JS has in view.
+// On the way of every exit, each call into V8 that is not made counts: no unwrapping, no arguments, no result.
+napi_value RunInPlace(napi_env env, napi_callback_info info) {
+  void* data = nullptr;
+  napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
+  VcpuCore* core = static_cast<std::shared_ptr<RunTarget>*>(data)->get()->core.get();
+  if (!core) {
+    ThrowKvmError(env, "KVM_RUN", EBADF, "this Vcpu is closed");
+  } else if (core->runner) {
+    ThrowKvmError(env, "KVM_RUN", EBUSY, "the vCPU belongs to a VcpuThread");
+  } else if (const int result = RunOnce(core); result < 0) {
+    ThrowKvmError(env, "KVM_RUN", -result);
+  } else {
+    core->run()->exit_reason = static_cast<uint32_t>(result);
+  }
+  return nullptr;
+}
+
+Napi::Value Vcpu::RunFunction(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  VcpuCore* core = Ready(env, "KVM_RUN");
-  if (!core) return env.Undefined();
-  if (core->runner) return ThrowKvmError(env, "KVM_RUN", EBUSY, "the vCPU belongs to a VcpuThread");
-  const int result = RunOnce(core);
-  if (result < 0) return ThrowKvmError(env, "KVM_RUN", -result);
-  return Napi::Number::New(env, result);
+  if (!Ready(env, "KVM_RUN")) return env.Undefined();
+  if (!run_target_) run_target_ = std::make_shared<RunTarget>(RunTarget{core_});
+  auto* data = new std::shared_ptr<RunTarget>(run_target_);
+  napi_value function = nullptr;
+  napi_create_function(env, "run", NAPI_AUTO_LENGTH, RunInPlace, data, &function);
+  napi_add_finalizer(
+      env, function, data, [](napi_env, void* held, void*) { delete static_cast<std::shared_ptr<RunTarget>*>(held); },
+      nullptr, nullptr);
+  return {env, function};
 }
 
 Napi::Value Vcpu::RunBuffer(const Napi::CallbackInfo& info) {
@@ -211,6 +231,7 @@ Napi::Value Vcpu::Close(const Napi::CallbackInfo& info) {
     return ThrowKvmError(info.Env(), "close", EBUSY, "the vCPU belongs to a VcpuThread: close that first");
   }
   views_.Detach(info.Env());
+  if (run_target_) run_target_->core.reset();
   core_.reset();
   return info.Env().Undefined();
 }

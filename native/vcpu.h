@@ -23,6 +23,11 @@ struct VcpuCore {
   kvm_run* run() const { return reinterpret_cast<kvm_run*>(run_mapping->address()); }
 };
 
+// What the function of runFunction() runs: nothing once the Vcpu is closed.
+struct RunTarget {
+  std::shared_ptr<VcpuCore> core;
+};
+
 // JS class Vcpu: a vCPU file descriptor and its kvm_run.
 class Vcpu : public Napi::ObjectWrap<Vcpu> {
  public:
@@ -35,7 +40,7 @@ class Vcpu : public Napi::ObjectWrap<Vcpu> {
 
  private:
   Napi::Value Call(const Napi::CallbackInfo& info);
-  Napi::Value Run(const Napi::CallbackInfo& info);
+  Napi::Value RunFunction(const Napi::CallbackInfo& info);
   Napi::Value RunBuffer(const Napi::CallbackInfo& info);
   Napi::Value Xsave(const Napi::CallbackInfo& info);
   Napi::Value DeviceAttr(const Napi::CallbackInfo& info);
@@ -46,6 +51,7 @@ class Vcpu : public Napi::ObjectWrap<Vcpu> {
   VcpuCore* Ready(Napi::Env env, const char* name);
 
   std::shared_ptr<VcpuCore> core_;
+  std::shared_ptr<RunTarget> run_target_;
   Views views_;
 };
 

@@ -95,8 +95,8 @@ export interface NativeVcpu {
   setDeviceAttr(group: number, attribute: number, value: Uint8Array): void
   hasDeviceAttr(group: number, attribute: number, value: Uint8Array): void
   enableCap: StructCall
-  /** Returns the exit reason. */
-  run(): number
+  /** A function that makes KVM_RUN and leaves the exit reason in `kvm_run.exit_reason`. */
+  runFunction(): () => void
   /** The vCPU's mapping: `struct kvm_run`, the port I/O page, the coalesced ring. A second call detaches the first. */
   runBuffer(): ArrayBuffer
   close(): void

@@ -96,6 +96,7 @@ export type VcpuExit =
   | { reason: 'unknown'; code: number; hardwareReason: bigint }
 
 const at = kvm_run.offsetOf
+const EXIT_REASON = at('exit_reason') / 4
 const IO_DIRECTION = at('io.direction')
 const IO_SIZE = at('io.size')
 const IO_PORT = at('io.port') / 2
@@ -131,8 +132,9 @@ export class ExitReader {
     this.#mmio = { reason: 'mmio-write', address: 0, data: this.#mmioData[0]! }
   }
 
-  /** @param code KVM_EXIT_*, as KVM_RUN gave it */
-  read(code: number): VcpuExit {
+  /** The exit that is in the mapping. */
+  read(): VcpuExit {
+    const code = this.#u32[EXIT_REASON]!
     if (code === c.KVM_EXIT_IO) return this.#readIo()
     if (code === c.KVM_EXIT_MMIO) return this.#readMmio()
     return this.#readOther(code)

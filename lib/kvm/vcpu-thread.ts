@@ -93,7 +93,7 @@ export class VcpuThread {
   #handle(event: number, value: number): boolean {
     switch (event) {
       case ThreadEvent.exit:
-        return this.#handleExit(value)
+        return this.#handleExit()
       case ThreadEvent.paused:
         // A stop that came after the pause goes on from here.
         if (this.#state === 'stopping') this.#native.stop()
@@ -110,9 +110,9 @@ export class VcpuThread {
     }
   }
 
-  #handleExit(code: number): boolean {
+  #handleExit(): boolean {
     try {
-      const answer = this.#onExit(this.vcpu.readExit(code))
+      const answer = this.#onExit(this.vcpu.readExit())
       if (!(answer instanceof Promise)) return true
       answer.then(
         () => this.#native.answer(),

@@ -6,7 +6,6 @@ import { CoalescedRing } from './coalesced-ring.js'
 import { ExitReader, type VcpuExit } from './exit.js'
 import {
   type CpuidEntry,
-  KVM_EXIT_INTR,
   KVM_VCPU_TSC_CTRL,
   KVM_VCPU_TSC_OFFSET,
   type KvmCoalescedMmio,
@@ -57,6 +56,7 @@ export class Vcpu {
   readonly native: NativeVcpu
   /** @internal Every VcpuThread made for this vCPU that is not closed: also a stopped one keeps the descriptor open. */
   readonly threads = new Set<VcpuThread>()
+  readonly #run: () => void
   readonly #exits: ExitReader
   readonly #ring: CoalescedRing
   readonly #closed: () => void
@@ -67,6 +67,7 @@ export class Vcpu {
     this.id = id
     this.vm = vm
     this.#closed = closed
+    this.#run = native.runFunction()
     const run = native.runBuffer()
     this.runPage = new Uint8Array(run)
     this.#exits = new ExitReader(run)
@@ -79,12 +80,13 @@ export class Vcpu {
    * @throws {KvmError} KVM cannot run the vCPU, or a `VcpuThread` does (EBUSY)
    */
   run(): VcpuExit {
-    return this.#exits.read(this.native.run())
+    this.#run()
+    return this.#exits.read()
   }
 
-  /** @internal */
-  readExit(code: number): VcpuExit {
-    return this.#exits.read(code)
+  /** @internal The exit that the vCPU's thread has put into `kvm_run`. */
+  readExit(): VcpuExit {
+    return this.#exits.read()
   }
 
   /**
@@ -95,8 +97,9 @@ export class Vcpu {
   complete(): VcpuExit | undefined {
     this.immediateExit = true
     try {
-      const code = this.native.run()
-      return code === KVM_EXIT_INTR ? undefined : this.#exits.read(code)
+      this.#run()
+      const exit = this.#exits.read()
+      return exit.reason === 'intr' ? undefined : exit
     } finally {
       this.immediateExit = false
     }
