@@ -15,7 +15,8 @@ export interface Type<T> {
   readonly element?: Type<unknown>
   readonly count?: number
   read(view: DataView, at: number, parent: Record<string, unknown>): T
-  write(view: DataView, at: number, value: T, path: string, parent: Record<string, unknown>): void
+  /** Throws `BadValue`, which the types around it tell where it is. */
+  write(view: DataView, at: number, value: T, parent: Record<string, unknown>): void
 }
 
 export interface Member {
@@ -73,8 +74,8 @@ function number(size: 1 | 2 | 4, signed: boolean): Type<number> {
       if (size === 2) return view.getUint16(at, true)
       return signed ? view.getInt32(at, true) : view.getUint32(at, true)
     },
-    write(view, at, value, path) {
-      if (!Number.isInteger(value) || value < min || value > max) fail(path, value, `an integer in ${min}..${max}`)
+    write(view, at, value) {
+      if (!Number.isInteger(value) || value < min || value > max) fail(value, `an integer in ${min}..${max}`)
       if (size === 1) view.setUint8(at, value)
       else if (size === 2) view.setUint16(at, value, true)
       else view.setUint32(at, value, true)
@@ -89,9 +90,10 @@ function bigint(signed: boolean): Type<bigint> {
     size: 8,
     align: 8,
     read: (view, at) => (signed ? view.getBigInt64(at, true) : view.getBigUint64(at, true)),
-    write(view, at, value, path) {
-      if (typeof value !== 'bigint' || value < min || value > max) fail(path, value, `a bigint in ${min}..${max}`)
-      view.setBigUint64(at, BigInt.asUintN(64, value), true)
+    write(view, at, value) {
+      if (typeof value !== 'bigint' || value < min || value > max) fail(value, `a bigint in ${min}..${max}`)
+      if (signed) view.setBigInt64(at, value, true)
+      else view.setBigUint64(at, value, true)
     },
   }
 }
@@ -111,8 +113,8 @@ export function bytes(count: number): Type<Uint8Array> {
     element: u8,
     count,
     read: (view, at) => new Uint8Array(view.buffer, view.byteOffset + at, count).slice(),
-    write(view, at, value, path) {
-      if (!(value instanceof Uint8Array) || value.length !== count) fail(path, value, `a Uint8Array of ${count} bytes`)
+    write(view, at, value) {
+      if (!(value instanceof Uint8Array) || value.length !== count) fail(value, `a Uint8Array of ${count} bytes`)
       new Uint8Array(view.buffer, view.byteOffset + at, count).set(value)
     },
   }
@@ -125,11 +127,10 @@ export function array<T>(element: Type<T>, count: number): Type<T[]> {
     align: element.align,
     element,
     count,
-    read: (view, at, parent) =>
-      Array.from({ length: count }, (_, i) => element.read(view, at + i * element.size, parent)),
-    write(view, at, value, path, parent) {
-      if (!Array.isArray(value) || value.length !== count) fail(path, value, `an array of ${count}`)
-      for (const [i, item] of value.entries()) element.write(view, at + i * element.size, item, `${path}[${i}]`, parent)
+    read: (view, at, parent) => readElements(element, view, at, count, parent),
+    write(view, at, value, parent) {
+      if (!Array.isArray(value) || value.length !== count) fail(value, `an array of ${count}`)
+      writeElements(element, view, at, value, parent)
     },
   }
 }
@@ -152,13 +153,13 @@ export function flexible<T>(element: Type<T>, countedBy: string): Type<T[]> {
       if (at + count * element.size > view.byteLength) {
         throw new RangeError(`${countedBy} is ${count}, but only ${view.byteLength - at} bytes follow`)
       }
-      return Array.from({ length: count }, (_, i) => element.read(view, at + i * element.size, parent))
+      return readElements(element, view, at, count, parent)
     },
-    write(view, at, value, path, parent) {
+    write(view, at, value, parent) {
       if (!Array.isArray(value) || value.length !== parent[countedBy]) {
-        fail(path, value, `an array as long as ${countedBy} says (${String(parent[countedBy])})`)
+        fail(value, `an array as long as ${countedBy} says (${String(parent[countedBy])})`)
       }
-      for (const [i, item] of value.entries()) element.write(view, at + i * element.size, item, `${path}[${i}]`, parent)
+      writeElements(element, view, at, value, parent)
     },
   }
   return type
@@ -189,12 +190,16 @@ export function union<F extends Definition>(
       const name = select(parent)
       return { [name]: definition[name]!.read(view, at, parent) } as UnionValue<F>
     },
-    write(view, at, value, path, parent) {
+    write(view, at, value, parent) {
       const name = select(parent)
       const member = (value as Partial<Record<string, unknown>> | null | undefined)?.[name]
-      if (member === undefined) fail(`${path}.${name}`, member, 'a value')
       new Uint8Array(view.buffer, view.byteOffset + at, size).fill(0)
-      definition[name]!.write(view, at, member, `${path}.${name}`, parent)
+      try {
+        if (member === undefined) fail(member, 'a value')
+        definition[name]!.write(view, at, member, parent)
+      } catch (error) {
+        throw located(error, `.${name}`)
+      }
     },
   }
   return type
@@ -218,14 +223,20 @@ export function struct<const F extends Definition>(name: string, definition: F):
 
   const read = (view: DataView, at: number): StructValue<F> => {
     const value: Record<string, unknown> = {}
-    for (const member of members) value[member.name] = member.type.read(view, at + member.offset, value)
+    for (const { name, type, offset } of members) value[name] = type.read(view, at + offset, value)
     return value as StructValue<F>
   }
-  const write = (view: DataView, at: number, value: StructValue<F>, path: string): void => {
-    if (typeof value !== 'object' || value === null) fail(path, value, 'an object')
+  const write = (view: DataView, at: number, value: StructValue<F>): void => {
+    if (typeof value !== 'object' || value === null) fail(value, 'an object')
     const given = value as Record<string, unknown>
-    for (const member of members) {
-      member.type.write(view, at + member.offset, given[member.name], `${path}.${member.name}`, given)
+    let writing = ''
+    try {
+      for (const { name, type, offset } of members) {
+        writing = name
+        type.write(view, at + offset, given[name], given)
+      }
+    } catch (error) {
+      throw located(error, `.${writing}`)
     }
   }
 
@@ -245,7 +256,12 @@ export function struct<const F extends Definition>(name: string, definition: F):
       const items = flexibleTail && (value as Record<string, unknown> | null)?.[flexibleTail.name]
       const extra = Array.isArray(items) ? items.length * flexibleTail!.type.element!.size : 0
       const target = into ?? new Uint8Array(at + size + extra)
-      write(viewOf(name, target, at, size + extra), at, value, name)
+      const view = viewOf(name, target, at, size + extra)
+      try {
+        write(view, at, value)
+      } catch (error) {
+        throw error instanceof BadValue ? new TypeError(`${name}${error.path}: ${error.problem}`) : error
+      }
       return target
     },
   }
@@ -292,9 +308,52 @@ function roundUp(value: number, align: number): number {
   return Math.ceil(value / align) * align
 }
 
-function fail(path: string, value: unknown, expected: string): never {
+function readElements<T>(
+  element: Type<T>,
+  view: DataView,
+  at: number,
+  count: number,
+  parent: Record<string, unknown>,
+): T[] {
+  const values = new Array<T>(count)
+  for (let i = 0; i < count; i++) values[i] = element.read(view, at + i * element.size, parent)
+  return values
+}
+
+function writeElements<T>(
+  element: Type<T>,
+  view: DataView,
+  at: number,
+  values: readonly T[],
+  parent: Record<string, unknown>,
+): void {
+  let i = 0
+  try {
+    for (; i < values.length; i++) element.write(view, at + i * element.size, values[i]!, parent)
+  } catch (error) {
+    throw located(error, `[${i}]`)
+  }
+}
+
+/** A value that its type does not take. Its path is put together on the way out, so that writing good ones costs none. */
+class BadValue extends Error {
+  path = ''
+  readonly problem: string
+
+  constructor(problem: string) {
+    super(problem)
+    this.problem = problem
+  }
+}
+
+function located(error: unknown, step: string): unknown {
+  if (error instanceof BadValue) error.path = step + error.path
+  return error
+}
+
+function fail(value: unknown, expected: string): never {
   const shown = typeof value === 'bigint' ? `${value}n` : typeof value === 'object' ? describe(value) : String(value)
-  throw new TypeError(`${path}: ${shown} is not ${expected}`)
+  throw new BadValue(`${shown} is not ${expected}`)
 }
 
 function describe(value: object | null): string {

@@ -9,6 +9,7 @@
  * @property {string} unit
  * @property {number} target the most that ours may be of the baseline; with `absolute`, the most that it may be above it
  * @property {boolean} [absolute]
+ * @property {number} [pairs] how often ours and the baseline are each run, 7 by default
  * @property {boolean} [lab] needs a KVM whose guests boot Linux: runs inside the lab
  * @property {string} [prepare] file beside this one, run once before the trials with the directory for its output
  * @property {string} ours file beside this one
@@ -23,6 +24,7 @@ export const benchmarks = [
     what: 'a port-out exit through vcpu.run(), its byte handled in JS; the guest runs at CPL 3',
     unit: 'us/exit',
     target: 1.1,
+    pairs: 15,
     ours: 'exit-sync.mjs',
     baseline: 'exit-loop.c',
     arguments: ['user', '20000', '2000'],
@@ -32,6 +34,7 @@ export const benchmarks = [
     what: 'the same burst through VcpuThread',
     unit: 'us/exit',
     target: 1.25,
+    pairs: 15,
     ours: 'exit-async.mjs',
     baseline: 'exit-loop.c',
     arguments: ['user', '20000', '2000'],
@@ -51,9 +54,10 @@ export const benchmarks = [
     what: 'a VM with one vCPU and 1 MiB created, run to HLT, destroyed',
     unit: 'us/cycle',
     target: 1.25,
+    pairs: 15,
     ours: 'create-destroy.mjs',
     baseline: 'create-destroy.c',
-    arguments: ['200', '20'],
+    arguments: ['300', '50'],
   },
   {
     name: 'lab-boot',

@@ -11,8 +11,7 @@ import { promisify } from 'node:util'
 const run = promisify(execFile)
 const here = import.meta.dirname
 
-/** Ours and the baseline are each run so often. */
-export const PAIRS = 7
+const PAIRS = 7
 const TRIAL_TIMEOUT_MS = 120_000
 
 /** A benchmark could not be run; the message says all there is to say. */
@@ -109,7 +108,7 @@ export async function measureInLab({ name }, progress) {
  * @param {(line: string) => void} progress
  */
 export async function measure(benchmark, directory, progress) {
-  const { name, unit, target, absolute } = benchmark
+  const { name, unit, target, absolute, pairs = PAIRS } = benchmark
   progress(`${name}: compiling the baseline`)
   const program = await compile(benchmark.baseline, directory)
   if (benchmark.prepare) {
@@ -121,11 +120,11 @@ export async function measure(benchmark, directory, progress) {
   const values = { ours: [], baseline: [] }
   /** @type {number | undefined} */
   let expected
-  for (let pair = 0; pair < PAIRS; pair++) {
+  for (let pair = 0; pair < pairs; pair++) {
     // Who goes first alternates, so that neither always has the warmer machine.
     const order = /** @type {const} */ (pair % 2 ? ['baseline', 'ours'] : ['ours', 'baseline'])
     for (const side of order) {
-      progress(`${name}: pair ${pair + 1} of ${PAIRS}, ${side}`)
+      progress(`${name}: pair ${pair + 1} of ${pairs}, ${side}`)
       const { value, check } =
         side === 'ours'
           ? await trial(name, process.execPath, [join(here, benchmark.ours), ...args])
