@@ -10,6 +10,7 @@
 
 #include "env_data.h"
 #include "ioctl.h"
+#include "run_tick.h"
 #include "vcpu_thread.h"
 
 namespace nested_kvm {
@@ -125,6 +126,29 @@ Napi::Value Vcpu::Call(const Napi::CallbackInfo& info) {
   return core ? CallOp(info, core->fd.get(), op) : info.Env().Undefined();
 }
 
+namespace {
+
+// Whether this environment may still call into JS: a Worker that is being terminated may not.
+bool JsRuns(napi_env env) {
+  napi_handle_scope scope = nullptr;
+  napi_open_handle_scope(env, &scope);
+  napi_value global = nullptr;
+  bool ignored = false;
+  napi_get_global(env, &global);
+  const bool runs = napi_has_named_property(env, global, "", &ignored) == napi_ok;
+  napi_close_handle_scope(env, scope);
+  return runs;
+}
+
+// RunOnce on the caller's thread; a Worker that is being terminated gets KVM_EXIT_INTR.
+int RunOnJsThread(napi_env env, VcpuCore* core) {
+  RunTick tick;
+  for (;;) {
+    const int result = RunOnce(core);
+    if (result != KVM_EXIT_INTR || !tick.Took() || core->run()->immediate_exit || !JsRuns(env)) return result;
+  }
+}
+
 // KVM_RUN as a function of its own that takes and returns nothing: the exit reason is in kvm_run, which JS has in view.
 // On the way of every exit, each call into V8 that is not made counts: no unwrapping, no arguments, no result.
 napi_value RunInPlace(napi_env env, napi_callback_info info) {
@@ -135,13 +159,15 @@ napi_value RunInPlace(napi_env env, napi_callback_info info) {
     ThrowKvmError(env, "KVM_RUN", EBADF, "this Vcpu is closed");
   } else if (core->runner) {
     ThrowKvmError(env, "KVM_RUN", EBUSY, "the vCPU belongs to a VcpuThread");
-  } else if (const int result = RunOnce(core); result < 0) {
+  } else if (const int result = RunOnJsThread(env, core); result < 0) {
     ThrowKvmError(env, "KVM_RUN", -result);
   } else {
     core->run()->exit_reason = static_cast<uint32_t>(result);
   }
   return nullptr;
 }
+
+}  // namespace
 
 Napi::Value Vcpu::RunFunction(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();

@@ -31,6 +31,7 @@ describe('a process with running vCPUs', () => {
     ['process.exit()', 'exit', 5],
     ['process.exit() in an exit handler', 'handler', 6],
     ['process.exit() with vCPUs also in a Worker', 'worker', 8],
+    ['process.exit() with a Worker in vcpu.run()', 'run', 8],
     ['an uncaught error', 'throw', 1],
     ['closing the VMs', 'close', 0],
     ['stopping the threads', 'stop', 0],
@@ -68,14 +69,25 @@ describe('a Worker', () => {
     expect(code).toBe(0)
   })
 
-  it('is terminated while its vCPU spins: at once, ten times over', async () => {
+  it.each([
+    ['on a thread', 'spin'],
+    ['in vcpu.run()', 'run'],
+  ])('is terminated while its vCPU spins %s: at once, ten times over', async (_, how) => {
     for (let i = 0; i < 10; i++) {
-      const worker = start('spin')
+      const worker = start(how)
       await once(worker, 'message')
       const begin = performance.now()
       await worker.terminate()
       expect(performance.now() - begin).toBeLessThan(2000)
     }
+  })
+
+  it("is not disturbed in a long vcpu.run(): the first exit is the guest's own", async () => {
+    const worker = start('long')
+    const [{ reason, milliseconds }] = (await once(worker, 'message')) as [{ reason: string; milliseconds: number }]
+    expect(reason).toBe('io-out')
+    // Longer than the look that the addon takes every 50 ms, or the test says nothing.
+    expect(milliseconds).toBeGreaterThan(100)
   })
 
   it('ends itself in an exit handler', async () => {
