@@ -53,9 +53,13 @@ describe('two vCPUs', () => {
     thread.resume()
     for (const start = Date.now(); ports.length === 0 && Date.now() - start < 5000; ) await sleep(1)
     expect(ports).toEqual([0x10])
-    // Halted inside the kernel now: no exit, and still to be stopped.
-    await thread.stop()
+    // It halts inside the kernel: no exit, and still to be paused and stopped.
+    for (const start = Date.now(); Date.now() - start < 5000; thread.resume()) {
+      await thread.pause()
+      if (second.getMpState() === KVM_MP_STATE_HALTED) break
+    }
     expect(second.getMpState()).toBe(KVM_MP_STATE_HALTED)
+    await thread.stop()
   })
 
   it('an id that is taken or too large is refused, and leaves the others working', () => {
