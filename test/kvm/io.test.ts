@@ -126,6 +126,14 @@ describe.each(['protected', 'long', 'user'] satisfies Mode[])('MMIO in %s mode',
 })
 
 describe('memory that is not RAM', () => {
+  it('lies above 4 GiB as well: the address is whole', () => {
+    using guest = loadGuest('long', 'mov [rbx], al\nhlt', { regs: { rax: 0x5an, rbx: 0xd0000018n } })
+    // The second 2 MiB page of the guest's map, at 0xd0000000, now leads to 0x23_4560_0000.
+    new DataView(guest.ram.bytes.buffer).setBigUint64(0x5000 + 0x80 * 8, 0x23_4560_0087n, true)
+    const exit = runTo(guest.vcpu, 'mmio-write')
+    expect([exit.address, ...exit.data]).toEqual([0x23_4560_0018, 0x5a])
+  })
+
   it('a write to a read-only region is an MMIO exit and leaves it as it was; a read is none', () => {
     using guest = loadGuest('protected', 'mov eax, [ebx]\ninc eax\nmov [ebx], eax\nmov dx, 0x10\nout dx, al', {
       regs: { rbx: 0x200000n },

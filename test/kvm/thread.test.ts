@@ -162,6 +162,19 @@ describe('VcpuThread', () => {
     expect(thread.state).toBe('stopped')
   })
 
+  it('stop() wins over a pause() whose news has not been heard yet', async () => {
+    using guest = loadGuest('protected', 'jmp .')
+    using thread = new VcpuThread(guest.vcpu, () => {})
+    thread.start()
+    await sleep(5)
+    const paused = thread.pause()
+    // The vCPU comes out of KVM_RUN meanwhile; the event loop hears of it only after stop().
+    for (const start = performance.now(); performance.now() - start < 50; );
+    await thread.stop()
+    await paused
+    expect(thread.state).toBe('stopped')
+  })
+
   it('a handler that throws stops the guest there; stop() still works', async () => {
     using guest = loadGuest('protected', 'again: inc ebx\nout 0x60, al\njmp again')
     const errors: Error[] = []
