@@ -23,10 +23,8 @@ const parts = {
   unit: () => ({ tests: 'test/unit/' }),
   kvm: () => ({ tests: 'test/kvm/' }),
   package: () => ({ tests: 'test/package/' }),
-  lab: () => ({
-    tests: 'test/lab/',
-    prefix: hostNests() ? [] : [cli, 'lab', '--timeout', labTimeout, '--', process.execPath],
-  }),
+  // One file after the other: in an emulated host they would only take turns on its processors.
+  lab: () => ({ tests: 'test/lab/', prefix: labPrefix(), suffix: ['--no-file-parallelism'] }),
   asan: () => ({ tests: 'test/kvm/', env: sanitizerEnvironment() }),
 }
 
@@ -36,10 +34,10 @@ function hostNests() {
 
 /** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
 function labPrefix() {
-  const fetch = `import { ensureAssets } from '${root}/dist/index.js'
+  const fetch = `import { ensureAssets } from ${JSON.stringify(join(root, 'dist/index.js'))}
     await ensureAssets(['guestKernel', 'busybox'], { onProgress: message => console.error('test: ' + message) })`
   spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
-  return hostNests() ? [] : [cli, 'lab', '--', process.execPath]
+  return hostNests() ? [] : [cli, 'lab', '--timeout', labTimeout, '--', process.execPath]
 }
 
 function sanitizerEnvironment() {
