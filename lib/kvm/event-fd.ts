@@ -1,4 +1,5 @@
 import { addon, type NativeEventFd } from './binding.js'
+import { throwLater } from './throw-later.js'
 
 /**
  * An `eventfd(2)`: a 64-bit counter in the kernel. Bound to a GSI it raises an interrupt without an exit to user space
@@ -20,10 +21,16 @@ export class EventFd {
 
   /**
    * Calls `onEvent` on the event loop with the counter each time it was signalled, and sets it to 0. While watched, it
-   * keeps the process alive. A second call replaces the callback.
+   * keeps the process alive. A second call replaces the callback. What the callback throws is an uncaught exception.
    */
   watch(onEvent: (count: number) => void): void {
-    this.native.watch(onEvent)
+    this.native.watch(count => {
+      try {
+        onEvent(count)
+      } catch (error) {
+        throwLater(error)
+      }
+    })
   }
 
   unwatch(): void {

@@ -1,6 +1,7 @@
 import { KvmError } from '../errors.js'
 import { addon, type NativeVcpuThread, ThreadEvent } from './binding.js'
 import type { VcpuExit } from './exit.js'
+import { throwLater } from './throw-later.js'
 import type { Vcpu } from './vcpu.js'
 
 export type VcpuThreadState = 'stopped' | 'running' | 'pausing' | 'paused' | 'stopping' | 'closed'
@@ -149,10 +150,4 @@ export class VcpuThread {
       await new Promise<void>(resolve => this.#waiting.push(resolve))
     }
   }
-}
-
-function throwLater(error: Error): void {
-  queueMicrotask(() => {
-    throw error
-  })
 }

@@ -56,6 +56,11 @@ describe('a process with running vCPUs', () => {
   })
 })
 
+it('what a watcher throws is an uncaught exception, and takes nothing from the other watchers', async () => {
+  const { stdout } = await promisify(execFile)(process.execPath, [fixture('watchers').pathname], { timeout: 10_000 })
+  expect(stdout).toBe('one 3\ntwo 3\nthree 3\n')
+})
+
 describe('a Worker', () => {
   /** At the CLI or at the jump to itself. */
   const spinning = (rip: bigint) => rip === 0x1002n || rip === 0x1003n
