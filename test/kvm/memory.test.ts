@@ -1,17 +1,20 @@
 import { describe, expect, it } from 'vitest'
 import { cap } from '../../lib/kvm/capabilities.js'
 import { KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE } from '../../lib/kvm/structs.js'
-import { loadGuest, openGuest, runTo } from './guest.js'
+import { loadGuest, ORIGIN, openGuest, runTo } from './guest.js'
 
 /** Writes a byte to each address in turn, saying so on a port after each. */
 const touch = (...addresses: number[]) =>
   `${addresses.map(address => `mov byte ptr [0x${address.toString(16)}], 1\nout 0x10, al`).join('\n')}\nhlt`
 
-/** Numbers of the pages whose bits are set. */
+/**
+ * Numbers of the pages whose bits are set, but for the one that the guest's code is on: KVM may map it for writing, and
+ * so count it, when it is first fetched from.
+ */
 function pages(bitmap: Uint8Array): number[] {
-  return [...bitmap].flatMap((byte, i) =>
-    [0, 1, 2, 3, 4, 5, 6, 7].filter(bit => byte & (1 << bit)).map(bit => i * 8 + bit),
-  )
+  return [...bitmap]
+    .flatMap((byte, i) => [0, 1, 2, 3, 4, 5, 6, 7].filter(bit => byte & (1 << bit)).map(bit => i * 8 + bit))
+    .filter(page => page !== ORIGIN / 4096)
 }
 
 describe('the dirty log', () => {

@@ -18,8 +18,9 @@ describe('a guest runs', () => {
     const first = runTo(vcpu, 'io-out')
     expect([first.port, first.size, first.count, [...first.data]]).toEqual([0x3f8, 1, 1, [42]])
     expect([...runTo(vcpu, 'io-out').data]).toEqual([0x2a])
-    // RIP is past the second OUT or, on hosts that skip the instruction on the next entry, still at it.
-    expect([0x1007n, 0x1009n, 0x100an, 0x100bn, 0x100cn]).toContain(vcpu.getRegs().rip)
+    // Past the second OUT or, on hosts that skip the instruction at the next entry, still at it.
+    const { rip } = vcpu.getRegs()
+    expect(rip > 0x1006n && rip < 0x100en).toBe(true)
   })
 
   it('with the width of its registers: 64 bits in long mode only', () => {
