@@ -1,7 +1,15 @@
 /** Encoding of ioctl arguments that several file descriptors share: CPUID entries, MSRs, KVM_ENABLE_CAP. */
 import { constants } from 'node:os'
 import { KvmError } from '../errors.js'
-import { type CpuidEntry, kvm_cpuid_entry2, kvm_cpuid2, kvm_enable_cap, kvm_msrs, type Msr } from './structs.js'
+import {
+  type CpuidEntry,
+  kvm_cpuid_entry2,
+  kvm_cpuid2,
+  kvm_enable_cap,
+  kvm_msr_entry,
+  kvm_msrs,
+  type Msr,
+} from './structs.js'
 
 /** A `struct kvm_cpuid2` with room for `entries`. */
 export function emptyCpuid(entries: number): Uint8Array {
@@ -21,20 +29,31 @@ export function encodeCpuid(entries: readonly CpuidEntry[]): Uint8Array {
 
 /** KVM_GET_MSRS: stops at the first MSR that it does not give, and returns how many it gave. */
 export function readMsrs(indices: readonly number[], call: (bytes: Uint8Array) => number): Msr[] {
+  return decodeMsrs(readRawMsrs(indices, call))
+}
+
+/** As `readMsrs`, undecoded: `struct kvm_msrs`. */
+export function readRawMsrs(indices: readonly number[], call: (bytes: Uint8Array) => number): Uint8Array {
   const bytes = encodeMsrs(indices.map(index => ({ index, value: 0n })))
   const count = call(bytes)
   if (count < indices.length) throw refused('KVM_GET_MSRS', indices[count]!, 'cannot be read on this host')
+  return bytes
+}
+
+/** KVM_SET_MSRS: stops at the first MSR that it refuses, and returns how many it took. `bytes`: `struct kvm_msrs`. */
+export function writeRawMsrs(bytes: Uint8Array, call: (bytes: Uint8Array) => number): void {
+  const count = call(bytes)
+  const bad = kvm_msrs.size + count * kvm_msr_entry.size
+  if (bad >= bytes.length) return
+  const { index, data } = kvm_msr_entry.decode(bytes, bad)
+  throw refused('KVM_SET_MSRS', index, `does not take 0x${data.toString(16)}`)
+}
+
+export function decodeMsrs(bytes: Uint8Array): Msr[] {
   return kvm_msrs.decode(bytes).entries.map(({ index, data }) => ({ index, value: data }))
 }
 
-/** KVM_SET_MSRS: stops at the first MSR that it refuses, and returns how many it took. */
-export function writeMsrs(msrs: readonly Msr[], call: (bytes: Uint8Array) => number): void {
-  const count = call(encodeMsrs(msrs))
-  const bad = msrs[count]
-  if (bad) throw refused('KVM_SET_MSRS', bad.index, `does not take 0x${bad.value.toString(16)}`)
-}
-
-function encodeMsrs(msrs: readonly Msr[]): Uint8Array {
+export function encodeMsrs(msrs: readonly Msr[]): Uint8Array {
   const entries = msrs.map(({ index, value }) => ({ index, reserved: 0, data: value }))
   return kvm_msrs.encode({ nmsrs: msrs.length, pad: 0, entries })
 }

@@ -36,7 +36,16 @@ import {
   kvm_xsave,
   type Msr,
 } from './structs.js'
-import { decodeCpuid, emptyCpuid, encodeCpuid, encodeEnableCap, readMsrs, writeMsrs } from './tables.js'
+import {
+  decodeCpuid,
+  emptyCpuid,
+  encodeCpuid,
+  encodeEnableCap,
+  encodeMsrs,
+  readMsrs,
+  readRawMsrs,
+  writeRawMsrs,
+} from './tables.js'
 import type { VcpuThread } from './vcpu-thread.js'
 import type { Vm } from './vm.js'
 
@@ -223,12 +232,22 @@ export class Vcpu {
     return readMsrs(indices, bytes => this.native.getMsrs(bytes))
   }
 
+  /** @internal As `getMsrs`, undecoded. */
+  getRawMsrs(indices: readonly number[]): Uint8Array {
+    return readRawMsrs(indices, bytes => this.native.getMsrs(bytes))
+  }
+
+  /** @internal As `setMsrs`, with a `struct kvm_msrs`. */
+  setRawMsrs(msrs: Uint8Array): void {
+    writeRawMsrs(msrs, bytes => this.native.setMsrs(bytes))
+  }
+
   /**
    * KVM_SET_MSRS (KVM API 4.19), in order.
    * @throws {KvmError} one does not take its value; the message names it, and those before it are set
    */
   setMsrs(msrs: readonly Msr[]): void {
-    writeMsrs(msrs, bytes => this.native.setMsrs(bytes))
+    this.setRawMsrs(encodeMsrs(msrs))
   }
 
   /** KVM_GET_LAPIC (KVM API 4.57, KVM_CAP_IRQCHIP): the local APIC's register page, 1024 bytes. */

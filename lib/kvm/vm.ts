@@ -57,6 +57,10 @@ export class Vm {
   readonly #native: NativeVm
   readonly #regions = new Map<number, GuestRegion>()
   readonly #vcpus = new Set<Vcpu>()
+  readonly #enabledCaps: Uint8Array[] = []
+  #routing: readonly KvmIrqRoutingEntry[] | undefined
+  #hasIrqchip = false
+  #hasPit = false
 
   /** @internal */
   constructor(native: NativeVm) {
@@ -66,6 +70,26 @@ export class Vm {
   /** The memslots with memory behind them. */
   get regions(): readonly GuestRegion[] {
     return [...this.#regions.values()]
+  }
+
+  /** What `enableCap` has enabled: each a `struct kvm_enable_cap`. KVM does not tell. */
+  get enabledCaps(): readonly Uint8Array[] {
+    return this.#enabledCaps
+  }
+
+  /** The table that `setGsiRouting` has set, undefined where it is still KVM's own. KVM does not tell. */
+  get routing(): readonly KvmIrqRoutingEntry[] | undefined {
+    return this.#routing
+  }
+
+  /** Whether the VM has interrupt controllers in the kernel. */
+  get hasIrqchip(): boolean {
+    return this.#hasIrqchip
+  }
+
+  /** Whether the VM has a timer (i8254) in the kernel. */
+  get hasPit(): boolean {
+    return this.#hasPit
   }
 
   /** KVM_CHECK_EXTENSION on the VM (KVM API 4.4, KVM_CAP_CHECK_EXTENSION_VM). */
@@ -78,7 +102,9 @@ export class Vm {
    * @throws {KvmError} the capability cannot be enabled, or takes a pointer or descriptor (EOPNOTSUPP)
    */
   enableCap(capability: number, ...args: bigint[]): void {
-    this.#native.enableCap(encodeEnableCap(capability, args))
+    const struct = encodeEnableCap(capability, args)
+    this.#native.enableCap(struct)
+    this.#enabledCaps.push(struct)
   }
 
   /**
@@ -109,6 +135,7 @@ export class Vm {
   /** KVM_CREATE_IRQCHIP (KVM API 4.24, KVM_CAP_IRQCHIP): PIC, IOAPIC and local APICs in the kernel; before any vCPU. */
   createIrqchip(): void {
     this.#native.createIrqchip()
+    this.#hasIrqchip = true
   }
 
   /** KVM_GET_IRQCHIP (KVM API 4.26): `chip` is KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC. */
@@ -128,6 +155,7 @@ export class Vm {
   createPit2({ speakerDummy = true }: { speakerDummy?: boolean } = {}): void {
     const flags = speakerDummy ? KVM_PIT_SPEAKER_DUMMY : 0
     this.#native.createPit2(kvm_pit_config.encode({ flags, pad: new Array<number>(15).fill(0) }))
+    this.#hasPit = true
   }
 
   /** KVM_GET_PIT2 (KVM API 4.72, KVM_CAP_PIT_STATE2). */
@@ -150,6 +178,7 @@ export class Vm {
   /** KVM_SET_GSI_ROUTING (KVM API 4.52, KVM_CAP_IRQ_ROUTING): replaces the whole table. */
   setGsiRouting(entries: readonly KvmIrqRoutingEntry[]): void {
     this.#native.setGsiRouting(kvm_irq_routing.encode({ nr: entries.length, flags: 0, entries: [...entries] }))
+    this.#routing = [...entries]
   }
 
   /** KVM_SIGNAL_MSI (KVM API 4.70, KVM_CAP_SIGNAL_MSI). Returns whether the guest took it (false: it was blocked). */

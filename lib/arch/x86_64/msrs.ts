@@ -1,4 +1,6 @@
 import type { CpuidEntry, Msr } from '../../kvm/structs.js'
+import { decodeMsrs, encodeMsrs } from '../../kvm/tables.js'
+import type { Vcpu } from '../../kvm/vcpu.js'
 import { WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
 import { flagsOf } from './cpuid.js'
 
@@ -11,9 +13,16 @@ export const MSR = {
   IA32_SYSENTER_CS: 0x174,
   IA32_SYSENTER_ESP: 0x175,
   IA32_SYSENTER_EIP: 0x176,
+  IA32_MCG_CAP: 0x179,
   IA32_MISC_ENABLE: 0x1a0,
+  IA32_MTRR_PHYSBASE0: 0x200,
+  IA32_MTRR_FIX64K_00000: 0x250,
+  IA32_MTRR_FIX16K_80000: 0x258,
+  IA32_MTRR_FIX16K_A0000: 0x259,
+  IA32_MTRR_FIX4K_C0000: 0x268,
   IA32_PAT: 0x277,
   IA32_MTRR_DEF_TYPE: 0x2ff,
+  IA32_MC0_CTL: 0x400,
   IA32_TSC_DEADLINE: 0x6e0,
   IA32_EFER: 0xc0000080,
   IA32_STAR: 0xc0000081,
@@ -63,4 +72,48 @@ export function initialMsrs({ indices, featureMsrs, cpuid }: InitialMsrsSource):
   // Kernels before 6.2 take it without listing it. With MTRRs off, Linux gives up on PAT as well.
   if (flags.has('mtrr')) msrs.push({ index: MSR.IA32_MTRR_DEF_TYPE, value: MTRR_ENABLE | WRITE_BACK })
   return msrs
+}
+
+/** Pairs of IA32_MTRR_PHYSBASE and PHYSMASK that KVM has. */
+const VARIABLE_MTRRS = 8
+/** Control, status, address and miscellaneous register of a machine-check bank. */
+const MC_REGISTERS = 4
+
+/**
+ * State that KVM keeps but does not list, or not on every kernel: machine-check banks, MTRRs (listed since Linux 6.2), VM_CR.
+ */
+function unlistedMsrs(machineCheckBanks: number): number[] {
+  const from = (first: number, count: number) => Array.from({ length: count }, (_, i) => first + i)
+  return [
+    ...from(MSR.IA32_MTRR_PHYSBASE0, VARIABLE_MTRRS * 2),
+    MSR.IA32_MTRR_FIX64K_00000,
+    MSR.IA32_MTRR_FIX16K_80000,
+    MSR.IA32_MTRR_FIX16K_A0000,
+    ...from(MSR.IA32_MTRR_FIX4K_C0000, 8),
+    MSR.IA32_MTRR_DEF_TYPE,
+    ...from(MSR.IA32_MC0_CTL, machineCheckBanks * MC_REGISTERS),
+    MSR.VM_CR,
+  ]
+}
+
+/**
+ * The MSRs that make up the state of `vcpu`: all of the index list, and of those that are not listed what this kernel gives.
+ * @param indices KVM_GET_MSR_INDEX_LIST
+ */
+export function savedMsrs(vcpu: Vcpu, indices: readonly number[]): number[] {
+  const listed = new Set(indices)
+  const banks = Number((readable(vcpu, [MSR.IA32_MCG_CAP])[0]?.value ?? 0n) & 0xffn)
+  const unlisted = readable(
+    vcpu,
+    unlistedMsrs(banks).filter(index => !listed.has(index)),
+  )
+  return [...indices, ...unlisted.map(({ index }) => index)]
+}
+
+/** Those that can be read: KVM_GET_MSRS stops at the first that cannot. */
+function readable(vcpu: Vcpu, indices: readonly number[]): Msr[] {
+  const bytes = encodeMsrs(indices.map(index => ({ index, value: 0n })))
+  const count = vcpu.native.getMsrs(bytes)
+  const read = decodeMsrs(bytes).slice(0, count)
+  return count < indices.length ? [...read, ...readable(vcpu, indices.slice(count + 1))] : read
 }

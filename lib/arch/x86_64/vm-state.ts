@@ -1,0 +1,115 @@
+/** The state of a VM beside its memory and its vCPUs: capabilities, interrupt routing and controllers, timer, clock. */
+import { constants } from 'node:os'
+import { KvmError } from '../../errors.js'
+import { cap } from '../../kvm/capabilities.js'
+import {
+  KVM_CLOCK_HOST_TSC,
+  KVM_CLOCK_REALTIME,
+  KVM_IRQCHIP_IOAPIC,
+  KVM_IRQCHIP_PIC_MASTER,
+  KVM_IRQCHIP_PIC_SLAVE,
+  kvm_clock_data,
+  kvm_enable_cap,
+  kvm_irq_routing,
+  kvm_irqchip,
+  kvm_pit_state2,
+} from '../../kvm/structs.js'
+import type { Vm } from '../../kvm/vm.js'
+import type { Blobs } from './vcpu-state.js'
+
+const IRQCHIPS = {
+  'KVM_GET_IRQCHIP/PIC_MASTER': KVM_IRQCHIP_PIC_MASTER,
+  'KVM_GET_IRQCHIP/PIC_SLAVE': KVM_IRQCHIP_PIC_SLAVE,
+  'KVM_GET_IRQCHIP/IOAPIC': KVM_IRQCHIP_IOAPIC,
+} as const
+
+/**
+ * Takes the state of a VM none of whose vCPUs runs.
+ * @throws {KvmError} this kernel cannot give a part of it; the message names which
+ */
+export function saveVm(vm: Vm): Blobs {
+  const state: Record<string, Uint8Array> = {}
+  need(vm, 'ADJUST_CLOCK')
+  state.KVM_GET_CLOCK = kvm_clock_data.encode(vm.getClock())
+  state.KVM_ENABLE_CAP = concat(vm.enabledCaps)
+  if (vm.routing) state.KVM_SET_GSI_ROUTING = kvm_irq_routing.encode(routing(vm.routing))
+  if (vm.hasIrqchip) {
+    for (const [name, chip] of Object.entries(IRQCHIPS)) state[name] = kvm_irqchip.encode(vm.getIrqchip(chip))
+  }
+  if (vm.hasPit) {
+    need(vm, 'PIT_STATE2')
+    state.KVM_GET_PIT2 = kvm_pit_state2.encode(vm.getPit2())
+  }
+  return state
+}
+
+/**
+ * Gives a VM the state that `saveVm` took, before its vCPUs get theirs: what an interrupt controller delivers on the way
+ * is overwritten with the local APICs' state. The lines of the devices have their levels already: KVM keeps those apart,
+ * and a line that rises after this would be an interrupt that the guest has had before.
+ * @throws {KvmError} the kernel refuses a part of it; the message names which
+ */
+export function restoreVm(vm: Vm, state: Blobs): void {
+  // How the vCPUs' events are to be read follows from these.
+  for (const wanted of enabledCaps(state)) {
+    if (vm.enabledCaps.some(have => Buffer.compare(have, wanted) === 0)) continue
+    const { cap: number, args } = kvm_enable_cap.decode(wanted)
+    vm.enableCap(number, ...args)
+  }
+  if (state.KVM_SET_GSI_ROUTING) vm.setGsiRouting(kvm_irq_routing.decode(state.KVM_SET_GSI_ROUTING).entries)
+  for (const name of Object.keys(IRQCHIPS)) {
+    const chip = state[name]
+    if (chip) vm.setIrqchip(kvm_irqchip.decode(chip))
+  }
+  if (state.KVM_GET_PIT2) vm.setPit2(kvm_pit_state2.decode(state.KVM_GET_PIT2))
+}
+
+/**
+ * What becomes of the time that has passed since a state was taken: the guest's clocks make up for it, as after a pause of a
+ * migration, or go on from where they stood, as if there had been none.
+ */
+export type ClockMode = 'realtime' | 'stopped'
+
+/** How the guest's TSC is brought in step with its clock. */
+export interface ClockShift {
+  /** What is added to a vCPU's TSC offset, in ticks of its TSC. Undefined where KVM does not relate its clock to the host's TSC. */
+  tscShift(khz: number): bigint | undefined
+}
+
+/** Sets the VM's clock from a saved state (KVM API, devices/vcpu.rst, section 4.1, steps 4 to 6). Before the vCPUs. */
+export function restoreClock(vm: Vm, state: Blobs, mode: ClockMode): ClockShift {
+  const saved = kvm_clock_data.decode(state.KVM_GET_CLOCK!)
+  const flags = mode === 'realtime' ? saved.flags & KVM_CLOCK_REALTIME : 0
+  vm.setClock({ ...saved, flags, pad0: 0, pad: [0, 0, 0, 0] })
+  const now = vm.getClock()
+  const known = (saved.flags & now.flags & KVM_CLOCK_HOST_TSC) !== 0
+  return {
+    tscShift(khz) {
+      if (!known) return undefined
+      return ((now.clock - saved.clock) * BigInt(khz)) / 1_000_000n + (saved.host_tsc - now.host_tsc)
+    },
+  }
+}
+
+function enabledCaps(state: Blobs): Uint8Array[] {
+  const bytes = state.KVM_ENABLE_CAP ?? new Uint8Array()
+  const size = kvm_enable_cap.size
+  return Array.from({ length: Math.floor(bytes.length / size) }, (_, i) => bytes.subarray(i * size, (i + 1) * size))
+}
+
+function routing(entries: NonNullable<Vm['routing']>) {
+  return { nr: entries.length, flags: 0, entries: [...entries] }
+}
+
+function need(vm: Vm, name: 'ADJUST_CLOCK' | 'PIT_STATE2'): void {
+  if (vm.checkExtension(cap[name]) > 0) return
+  throw new KvmError(
+    `KVM_CAP_${name}`,
+    constants.errno.EOPNOTSUPP,
+    "without it a VM's state is not whole: run a newer kernel",
+  )
+}
+
+function concat(pieces: readonly Uint8Array[]): Uint8Array {
+  return new Uint8Array(Buffer.concat(pieces))
+}
