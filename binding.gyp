@@ -10,6 +10,7 @@
         'native/ioctl.cc',
         'native/kvm.cc',
         'native/mapping.cc',
+        'native/memory_file.cc',
         'native/run_tick.cc',
         'native/vcpu.cc',
         'native/vcpu_thread.cc',

@@ -6,6 +6,7 @@
 #include "ioctl.h"
 #include "kvm.h"
 #include "mapping.h"
+#include "memory_file.h"
 #include "vcpu.h"
 #include "vcpu_thread.h"
 #include "vm.h"
@@ -42,6 +43,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Vcpu", Vcpu::Define(env));
   exports.Set("VcpuThread", VcpuThread::Define(env));
   exports.Set("Memory", Memory::Define(env));
+  exports.Set("MemoryFile", MemoryFile::Define(env));
   exports.Set("EventFd", EventFd::Define(env));
   return exports;
 }

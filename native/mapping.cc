@@ -4,14 +4,18 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <string>
 
+#include "env_data.h"
 #include "ioctl.h"
+#include "memory_file.h"
 
 namespace nested_kvm {
 
 namespace {
 // fs.read and older V8s take no more than this at once.
 constexpr size_t kChunk = size_t{1} << 31;
+constexpr uint64_t kPage = 4096;
 }  // namespace
 
 Mapping::~Mapping() { ::munmap(address_, size_); }
@@ -37,13 +41,23 @@ void Views::Detach(Napi::Env env) {
 
 Napi::Function Memory::Define(Napi::Env env) {
   return DefineClass(env, "Memory",
-                     {InstanceMethod<&Memory::Buffers>("buffers"), InstanceMethod<&Memory::Close>("close")});
+                     {InstanceMethod<&Memory::Buffers>("buffers"), InstanceMethod<&Memory::Map>("map"),
+                      InstanceMethod<&Memory::Close>("close")});
 }
 
+// new Memory(size): anonymous. new Memory(size, file): the content of `file`, shared with it.
 Memory::Memory(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Memory>(info) {
   uint64_t size = 0;
   if (!IntegerOf(info[0], "Memory", uint64_t{1} << 52, &size)) return;
-  void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  int fd = -1;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  if (info[1].IsObject()) {
+    MemoryFile* file = UnwrapAs<MemoryFile>(info[1], "Memory: takes a MemoryFile");
+    if (!file) return;
+    fd = file->fd();
+    flags = MAP_SHARED | MAP_NORESERVE;
+  }
+  void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd, 0);
   if (address == MAP_FAILED) {
     ThrowKvmError(info.Env(), "mmap", errno);
     return;
@@ -61,6 +75,31 @@ Napi::Value Memory::Buffers(const Napi::CallbackInfo& info) {
     buffers.Set(buffers.Length(), views_.Add(env, mapping_, offset, std::min(kChunk, mapping_->size() - offset)));
   }
   return buffers;
+}
+
+// map(offset, length, file, fileOffset): from now on that part of the memory has the content of `file`, copied on write. The
+// address stays, and with it every memslot and view.
+Napi::Value Memory::Map(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "mmap of the memory file";
+  Napi::Env env = info.Env();
+  uint64_t offset = 0, length = 0, file_offset = 0;
+  if (!IntegerOf(info[0], kName, uint64_t{1} << 52, &offset) || !IntegerOf(info[1], kName, uint64_t{1} << 52, &length)) {
+    return env.Undefined();
+  }
+  MemoryFile* file = UnwrapAs<MemoryFile>(info[2], "Memory: takes a MemoryFile");
+  if (!file || !IntegerOf(info[3], kName, uint64_t{1} << 52, &file_offset)) return env.Undefined();
+  if (!mapping_) return ThrowKvmError(env, kName, EBADF, "this Memory is closed");
+  if (length == 0 || offset % kPage != 0 || length % kPage != 0 || file_offset % kPage != 0 ||
+      offset > mapping_->size() || length > mapping_->size() - offset) {
+    Napi::RangeError::New(env, std::string(kName) + ": not whole pages of the Memory").ThrowAsJavaScriptException();
+    return env.Undefined();
+  }
+  // A page behind the file's end would be a SIGBUS on its first use.
+  if (file_offset + length > file->Size()) return ThrowKvmError(env, kName, EIO, "the file is too short");
+  void* address = ::mmap(mapping_->address() + offset, length, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, file->fd(), static_cast<off_t>(file_offset));
+  if (address == MAP_FAILED) return ThrowKvmError(env, kName, errno);
+  return env.Undefined();
 }
 
 Napi::Value Memory::Close(const Napi::CallbackInfo& info) {

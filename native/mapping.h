@@ -43,7 +43,7 @@ class Views {
   std::vector<View> views_;
 };
 
-// JS class Memory: anonymous memory for a guest.
+// JS class Memory: memory for a guest, anonymous or made of files.
 class Memory : public Napi::ObjectWrap<Memory> {
  public:
   static constexpr napi_type_tag kTypeTag = {0x1b6f0e5c6a7d4c11, 0x9d3b52c8e0f1a201};
@@ -54,6 +54,7 @@ class Memory : public Napi::ObjectWrap<Memory> {
 
  private:
   Napi::Value Buffers(const Napi::CallbackInfo& info);
+  Napi::Value Map(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Mapping> mapping_;

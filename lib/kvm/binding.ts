@@ -119,6 +119,19 @@ export interface NativeVcpuThread {
 export interface NativeMemory {
   /** Views over the whole memory, 2 GiB each at most. A second call detaches the first ones. */
   buffers(): ArrayBuffer[]
+  /** Gives `[offset, offset + length)` the content of `file` from `fileOffset` on, copied on write. */
+  map(offset: number, length: number, file: NativeMemoryFile, fileOffset: number): void
+  close(): void
+}
+
+/** `runs`: memory offset, length and file offset of each, in bytes. */
+export interface NativeMemoryFile {
+  /** Offset and length of each range that is no hole, ascending. */
+  dataRanges(offset: number, length: number): number[]
+  /** From the file into the memory. */
+  read(memory: NativeMemory, runs: Float64Array): void
+  /** From the memory into the file. */
+  write(memory: NativeMemory, runs: Float64Array): void
   close(): void
 }
 
@@ -135,7 +148,11 @@ interface Addon {
   cpuid(leaf: number, index: number): [eax: number, ebx: number, ecx: number, edx: number]
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
-  Memory: new (size: number) => NativeMemory
+  Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory
+  /** New memory of a size, or an existing file by its path, read-only. */
+  MemoryFile: new (
+    sizeOrPath: number | string,
+  ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
 }
 

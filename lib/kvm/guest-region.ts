@@ -1,4 +1,6 @@
-import { addon, type NativeMemory, type NativeVm } from './binding.js'
+import { addon, type NativeMemory, type NativeMemoryFile, type NativeVm } from './binding.js'
+import { PageSet } from './page-set.js'
+import { RegionImage } from './region-image.js'
 import { KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY } from './structs.js'
 
 export interface GuestRegionOptions {
@@ -12,9 +14,14 @@ export interface GuestRegionOptions {
   readonly?: boolean
   /** Keep a dirty log (KVM_MEM_LOG_DIRTY_PAGES). */
   logDirty?: boolean
+  /**
+   * What the memory is made of: anonymous memory, all zero (the default); a memfd, all zero, of which `freeze()` need not
+   * make a copy; or an image, whose pages are copied when they are written.
+   */
+  backing?: 'anonymous' | 'memfd' | RegionImage
 }
 
-/** A memslot and the anonymous memory behind it (KVM_SET_USER_MEMORY_REGION, KVM API 4.35). */
+/** A memslot and the memory behind it (KVM_SET_USER_MEMORY_REGION, KVM API 4.35). */
 export class GuestRegion {
   readonly slot: number
   readonly guestAddress: number
@@ -24,6 +31,11 @@ export class GuestRegion {
   readonly #removed: (region: GuestRegion) => void
   #flags: number
   #chunks: readonly Uint8Array[]
+  /** The memory's own file, while the memory is shared with it. */
+  #file: NativeMemoryFile | undefined
+  #image: RegionImage | undefined
+  /** Pages that the host wrote: KVM does not see those. */
+  readonly #written: PageSet
 
   /** @internal */
   constructor(vm: NativeVm, options: GuestRegionOptions & { slot: number }, removed: (region: GuestRegion) => void) {
@@ -33,8 +45,12 @@ export class GuestRegion {
     this.#vm = vm
     this.#removed = removed
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
-    this.#memory = new addon.Memory(options.size)
+    this.#written = new PageSet(options.size)
+    const { backing = 'anonymous' } = options
+    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size)
+    this.#memory = new addon.Memory(options.size, this.#file)
     try {
+      if (typeof backing === 'object') this.#become(backing)
       this.#apply()
     } catch (error) {
       this.#memory.close()
@@ -58,6 +74,80 @@ export class GuestRegion {
     return only
   }
 
+  /** Whether there is a dirty log. */
+  get logsDirty(): boolean {
+    return (this.#flags & KVM_MEM_LOG_DIRTY_PAGES) !== 0
+  }
+
+  /** What the memory is a copy-on-write copy of; undefined where it is memory of its own. */
+  get image(): RegionImage | undefined {
+    return this.#image
+  }
+
+  /**
+   * Makes the memory's content, as it is now, an image: the region goes on as a copy-on-write copy of it, and others can be made of
+   * it. No vCPU runs meanwhile. Nothing is copied the first time where the backing is a memfd; afterwards, and where it was an
+   * image from the start, only what has been written since.
+   * @param written the pages written since the region had its present image (`takeWritten()`); ignored where it has none
+   */
+  freeze(written: PageSet): RegionImage {
+    if (this.#image) {
+      this.#image = this.#image.with(this.#memory, written.ranges())
+      return this.#image
+    }
+    if (this.#file) {
+      const image = RegionImage.ofFile(this.size, this.#file)
+      this.#become(image)
+      this.#file = undefined
+      return image
+    }
+    const file = new addon.MemoryFile(this.size)
+    file.write(this.#memory, Float64Array.of(0, this.size, 0))
+    const image = RegionImage.ofFile(this.size, file)
+    this.#become(image)
+    return image
+  }
+
+  /**
+   * Gives the memory the content of an image of this region. No vCPU runs meanwhile.
+   * @param written the pages written since the region had its present image: where it is the same one, only they are copied
+   */
+  rollback(image: RegionImage, written: PageSet): void {
+    if (image === this.#image) image.readInto(this.#memory, written.ranges())
+    else this.#become(image)
+  }
+
+  /**
+   * The pages written since the last call: by the guest, as KVM's dirty log tells (KVM_GET_DIRTY_LOG, KVM API 4.8), and by the
+   * host, as `markWritten` was told.
+   */
+  takeWritten(): PageSet {
+    const written = new PageSet(this.size)
+    this.#vm.getDirtyLog(this.slot, written.bytes)
+    written.addAll(this.#written)
+    this.#written.clear()
+    return written
+  }
+
+  /** Tells that the host wrote `[offset, offset + length)` through one of the views. */
+  markWritten(offset: number, length: number): void {
+    if (this.logsDirty) this.#written.add(offset, length)
+  }
+
+  /** Bytes that may be other than zero, where that is known without reading: all else is zero. */
+  dataRanges(written: PageSet): { offset: number; length: number }[] {
+    const all = new PageSet(this.size)
+    if (this.#image) {
+      for (const { offset, length } of this.#image.dataRanges()) all.add(offset, length)
+      all.addAll(written)
+      return all.ranges()
+    }
+    if (!this.#file) return [{ offset: 0, length: this.size }]
+    const found = this.#file.dataRanges(0, this.size)
+    for (let i = 0; i < found.length; i += 2) all.add(found[i]!, found[i + 1]!)
+    return all.ranges()
+  }
+
   /** Starts or stops the dirty log. */
   setLogDirty(on: boolean): void {
     this.#flags = on ? this.#flags | KVM_MEM_LOG_DIRTY_PAGES : this.#flags & ~KVM_MEM_LOG_DIRTY_PAGES
@@ -75,6 +165,12 @@ export class GuestRegion {
     this.#chunks = []
     this.#memory.close()
     this.#removed(this)
+  }
+
+  #become(image: RegionImage): void {
+    if (image.size !== this.size) throw new RangeError(`the image has ${image.size} bytes, the region ${this.size}`)
+    image.mapInto(this.#memory)
+    this.#image = image
   }
 
   #apply(): void {

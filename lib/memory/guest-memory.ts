@@ -6,6 +6,8 @@ export interface MemoryRegion {
   readonly size: number
   /** Views over the memory, in order, each at most `CHUNK_SIZE` bytes. */
   readonly chunks: readonly Uint8Array[]
+  /** Takes note that `[offset, offset + length)` was written by the host. */
+  markWritten?(offset: number, length: number): void
 }
 
 /** A view is at most this long: `fs.read` and older V8s take no more at once. */
@@ -60,7 +62,7 @@ export class GuestMemory {
   }
 
   /**
-   * A view, not a copy, of `length` bytes. Throws `GuestAddressError` where they are not all memory, or
+   * A view, not a copy, of `length` bytes; whoever writes through it tells so (`markWritten`). Throws `GuestAddressError` where they are not all memory, or
    * where they cross from one view to another (use `read` there).
    */
   view(address: number, length: number): Uint8Array {
@@ -85,14 +87,31 @@ export class GuestMemory {
   /** Writes `bytes` at `address`. */
   write(address: number, bytes: Uint8Array): void {
     this.#each(address, bytes.length, (part, at) => part.set(bytes.subarray(at, at + part.length)))
+    this.markWritten(address, bytes.length)
   }
 
   /** Sets `length` bytes to `value`. */
   fill(address: number, length: number, value = 0): void {
     this.#each(address, length, part => part.fill(value))
+    this.markWritten(address, length)
   }
 
-  /** The parts of memory behind `[address, address + length)`, in order: for scatter-gather I/O straight on memory. */
+  /**
+   * Tells that `[address, address + length)` was written through `view` or `parts`: what nobody tells is missing in
+   * differential snapshots and rollbacks. `write` and `fill` tell by themselves.
+   */
+  markWritten(address: number, length: number): void {
+    for (const region of this.regions) {
+      const from = Math.max(address, region.guestAddress)
+      const to = Math.min(address + length, region.guestAddress + region.size)
+      if (from < to) region.markWritten?.(from - region.guestAddress, to - from)
+    }
+  }
+
+  /**
+   * The parts of memory behind `[address, address + length)`, in order: for scatter-gather I/O straight on memory. What is written
+   * there is to be told (`markWritten`).
+   */
   parts(address: number, length: number): Uint8Array[] {
     const parts: Uint8Array[] = []
     this.#each(address, length, part => parts.push(part))

@@ -1,0 +1,130 @@
+#include "memory_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+
+#include "env_data.h"
+#include "ioctl.h"
+#include "mapping.h"
+
+namespace nested_kvm {
+
+Napi::Function MemoryFile::Define(Napi::Env env) {
+  return DefineClass(env, "MemoryFile",
+                     {InstanceMethod<&MemoryFile::DataRanges>("dataRanges"), InstanceMethod<&MemoryFile::Read>("read"),
+                      InstanceMethod<&MemoryFile::Write>("write"), InstanceMethod<&MemoryFile::Close>("close")});
+}
+
+// new MemoryFile(size): new memory, all zero. new MemoryFile(path): a regular file, read-only.
+MemoryFile::MemoryFile(const Napi::CallbackInfo& info) : Napi::ObjectWrap<MemoryFile>(info) {
+  Napi::Env env = info.Env();
+  if (info[0].IsString()) {
+    const std::string path = info[0].As<Napi::String>().Utf8Value();
+    // Without O_NONBLOCK, opening a FIFO waits for its writer.
+    fd_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    struct stat status;
+    if (!fd_ || ::fstat(fd_.get(), &status) < 0) {
+      ThrowKvmError(env, "open of the memory file", errno);
+      return;
+    }
+    if (!S_ISREG(status.st_mode)) {
+      ThrowKvmError(env, "open of the memory file", EINVAL, "it is no regular file");
+      return;
+    }
+  } else {
+    uint64_t size = 0;
+    if (!IntegerOf(info[0], "MemoryFile", uint64_t{1} << 52, &size)) return;
+    fd_.Reset(::memfd_create("nested-kvm", MFD_CLOEXEC));
+    if (!fd_ || ::ftruncate(fd_.get(), static_cast<off_t>(size)) < 0) {
+      ThrowKvmError(env, "memfd_create", errno);
+      return;
+    }
+  }
+  info.This().As<Napi::Object>().TypeTag(&kTypeTag);
+}
+
+uint64_t MemoryFile::Size() const {
+  struct stat status;
+  return fd_ && ::fstat(fd_.get(), &status) == 0 ? static_cast<uint64_t>(status.st_size) : 0;
+}
+
+// dataRanges(offset, length): [offset, length, ...] of what is no hole, ascending.
+Napi::Value MemoryFile::DataRanges(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "lseek of the memory file";
+  Napi::Env env = info.Env();
+  uint64_t offset = 0, length = 0;
+  if (!IntegerOf(info[0], kName, uint64_t{1} << 52, &offset) || !IntegerOf(info[1], kName, uint64_t{1} << 52, &length)) {
+    return env.Undefined();
+  }
+  auto ranges = Napi::Array::New(env);
+  const off_t end = static_cast<off_t>(offset + length);
+  for (off_t at = static_cast<off_t>(offset); at < end;) {
+    const off_t data = ::lseek(fd_.get(), at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // no data up to the file's end
+    if (data < 0) return ThrowKvmError(env, kName, errno);
+    if (data >= end) break;
+    const off_t hole = ::lseek(fd_.get(), data, SEEK_HOLE);
+    if (hole < 0) return ThrowKvmError(env, kName, errno);
+    at = std::min(hole, end);
+    ranges.Set(ranges.Length(), static_cast<double>(data));
+    ranges.Set(ranges.Length(), static_cast<double>(at - data));
+  }
+  return ranges;
+}
+
+// Copies runs between a Memory and the file: (memory, Float64Array of [memory offset, length, file offset] for each run).
+template <typename Transfer>
+Napi::Value MemoryFile::Copy(const Napi::CallbackInfo& info, const char* name, Transfer transfer) {
+  Napi::Env env = info.Env();
+  Memory* memory = UnwrapAs<Memory>(info[0], "takes a Memory");
+  if (!memory) return env.Undefined();
+  const auto mapping = memory->mapping();
+  if (!mapping || !fd_) return ThrowKvmError(env, name, EBADF, "this memory is closed");
+  if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array) {
+    Napi::TypeError::New(env, std::string(name) + ": takes a Float64Array of runs").ThrowAsJavaScriptException();
+    return env.Undefined();
+  }
+  const auto runs = info[1].As<Napi::Float64Array>();
+  const double* run = runs.Data();
+  for (const double* const end = run + runs.ElementLength() / 3 * 3; run < end; run += 3) {
+    const auto size = static_cast<double>(mapping->size());
+    // Also false for what is no number.
+    if (!(run[0] >= 0 && run[1] >= 0 && run[2] >= 0 && run[0] <= size && run[1] <= size - run[0] && run[2] < 0x1p52)) {
+      Napi::RangeError::New(env, std::string(name) + ": a run lies outside the Memory").ThrowAsJavaScriptException();
+      return env.Undefined();
+    }
+    uint8_t* at = mapping->address() + static_cast<size_t>(run[0]);
+    auto offset = static_cast<off_t>(run[2]);
+    for (auto left = static_cast<size_t>(run[1]); left > 0;) {
+      const ssize_t count = transfer(fd_.get(), at, left, offset);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return ThrowKvmError(env, name, errno);
+      if (count == 0) return ThrowKvmError(env, name, EIO, "the file is shorter than it was: it must not be changed while in use");
+      at += count;
+      offset += count;
+      left -= static_cast<size_t>(count);
+    }
+  }
+  return env.Undefined();
+}
+
+Napi::Value MemoryFile::Read(const Napi::CallbackInfo& info) {
+  return Copy(info, "read of the memory file", ::pread);
+}
+
+Napi::Value MemoryFile::Write(const Napi::CallbackInfo& info) {
+  return Copy(info, "write of the memory file", ::pwrite);
+}
+
+Napi::Value MemoryFile::Close(const Napi::CallbackInfo& info) {
+  fd_.Reset();
+  return info.Env().Undefined();
+}
+
+}  // namespace nested_kvm

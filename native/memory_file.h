@@ -1,0 +1,34 @@
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+
+#include "unique_fd.h"
+
+namespace nested_kvm {
+
+// JS class MemoryFile: a file whose pages guest memory is made of. Either new and without a name (memfd), or an existing
+// one, read-only.
+class MemoryFile : public Napi::ObjectWrap<MemoryFile> {
+ public:
+  static constexpr napi_type_tag kTypeTag = {0x1b6f0e5c6a7d4c11, 0x9d3b52c8e0f1a205};
+  static Napi::Function Define(Napi::Env env);
+  explicit MemoryFile(const Napi::CallbackInfo& info);
+
+  int fd() const { return fd_.get(); }
+  // Bytes, as the file has them now. 0 where it is closed.
+  uint64_t Size() const;
+
+ private:
+  Napi::Value DataRanges(const Napi::CallbackInfo& info);
+  Napi::Value Read(const Napi::CallbackInfo& info);
+  Napi::Value Write(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  template <typename Transfer>
+  Napi::Value Copy(const Napi::CallbackInfo& info, const char* name, Transfer transfer);
+
+  UniqueFd fd_;
+};
+
+}  // namespace nested_kvm
