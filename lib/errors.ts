@@ -51,6 +51,43 @@ export class ConfigError extends Error {
   }
 }
 
+/**
+ * A snapshot cannot be read, or not be written: `path` is the file or directory, `problem` names the field and its value.
+ */
+export class SnapshotError extends Error {
+  override readonly name = 'SnapshotError'
+  readonly path: string
+  readonly problem: string
+  readonly remedy: string
+
+  constructor(path: string, problem: string, remedy: string, options?: ErrorOptions) {
+    super(`${path}: ${problem}; ${remedy}`, options)
+    this.path = path
+    this.problem = problem
+    this.remedy = remedy
+  }
+}
+
+/**
+ * A nested state that KVM would refuse, found before it is handed over: `rule` is the short name of what it breaks, `field` and
+ * `value` what breaks it.
+ */
+export class NestedStateError extends Error {
+  override readonly name = 'NestedStateError'
+  readonly rule: string
+  readonly field: string
+  readonly value: unknown
+  readonly remedy: string
+
+  constructor(rule: string, field: string, value: unknown, problem: string, remedy: string) {
+    super(`nested state: ${rule}: ${field}: ${describe(value)}: ${problem}; ${remedy}`)
+    this.rule = rule
+    this.field = field
+    this.value = value
+    this.remedy = remedy
+  }
+}
+
 /** The guest failed: it crashed, or KVM could not go on with it. `report` has the registers and the exit's facts. */
 export class GuestError extends Error {
   override readonly name = 'GuestError'

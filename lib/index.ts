@@ -4,7 +4,7 @@ export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/init
 export { programFiles } from './boot/program-files.js'
 
 export type { MachineConfig, MachineOptions } from './config/machine-config.js'
-export { ConfigError, GuestError, KvmError, TimeoutError } from './errors.js'
+export { ConfigError, GuestError, KvmError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
 export { diagnoseHost } from './host/host.js'
 export { type CapabilityName, cap } from './kvm/capabilities.js'
@@ -24,3 +24,15 @@ export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
 export { Machine, type MachineEnd, type MachineState } from './machine/machine.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
 export { decodeNestedState, type NestedState, type SvmNestedState, type VmxNestedState } from './nested/state.js'
+export type { PlacedExtent, PlacedRegion } from './snapshot/chain.js'
+export type {
+  Blobs,
+  Extent,
+  Json,
+  MachineState as SavedMachine,
+  SavedVcpu,
+} from './snapshot/format.js'
+export type { ProgressOptions } from './snapshot/memory-file.js'
+export type { MemorySource } from './snapshot/memory-source.js'
+export { readSnapshot, type Snapshot } from './snapshot/read.js'
+export { type SnapshotContents, type SnapshotInfo, writeSnapshot } from './snapshot/save.js'
