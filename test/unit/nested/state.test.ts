@@ -1,18 +1,9 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import * as k from '../../../lib/kvm/structs.js'
-import { decodeNestedState } from '../../../lib/nested/state.js'
+import { decodeNestedState, encodeNestedState } from '../../../lib/nested/state.js'
+import { NONE, state, svmGuestMode, svmState, vmxGuestMode, vmxState } from './states.js'
 
-function state(flags: number, format: number, header: Uint8Array, data = new Uint8Array()): Uint8Array {
-  const bytes = new Uint8Array(128 + data.length)
-  const pad = new Uint8Array(120)
-  pad.set(header)
-  k.kvm_nested_state.encode({ flags, format, size: bytes.length, hdr: { pad } }, bytes)
-  bytes.set(data, 128)
-  return bytes
-}
-
-const NONE = 2n ** 64n - 1n
 const vmx = (vmxon_pa: bigint, vmcs12_pa: bigint, flags = 0, smm = 0) =>
   k.kvm_vmx_nested_state_hdr.encode({
     vmxon_pa,
@@ -29,7 +20,9 @@ it('reads SVM in guest mode, and outside it with GIF 0', () => {
   expect(inside).toMatchObject({ format: 'svm', guestMode: true, runPending: false, gif: true, vmcbPa: 0x5000n })
   expect(inside.data).toEqual(new Uint8Array(4096).fill(7))
   const outside = decodeNestedState(state(0, 1, new Uint8Array(16)))
-  expect(outside).toEqual({ format: 'svm', guestMode: false, runPending: false, gif: false, data: new Uint8Array() })
+  expect(outside).toMatchObject({ format: 'svm', guestMode: false, runPending: false, gif: false })
+  expect(outside).not.toHaveProperty('vmcbPa')
+  expect(outside.data).toHaveLength(0)
 })
 
 it('reads VMX: nothing, VMXON without a VMCS, L2 with an armed timer', () => {
@@ -65,4 +58,47 @@ it('never fails in another way, whatever the bytes', () => {
       }
     }),
   )
+})
+
+it('encodes what it decoded, byte for byte', () => {
+  for (const bytes of [vmxState(), vmxState({ vmxonPa: 0x1000n }), vmxGuestMode(), svmState(0x100), svmGuestMode()]) {
+    expect(encodeNestedState(decodeNestedState(bytes))).toEqual(bytes)
+  }
+})
+
+it('encodes any header back, whatever newer kernels put there', () => {
+  fc.assert(
+    fc.property(
+      fc.uint8Array({ minLength: 128, maxLength: 128 }),
+      fc.uint8Array({ maxLength: 64 }),
+      fc.constantFrom(0, 1),
+      (header, data, format) => {
+        const bytes = new Uint8Array([...header, ...data])
+        const view = new DataView(bytes.buffer)
+        view.setUint16(2, format, true)
+        view.setUint32(4, bytes.length, true)
+        expect(encodeNestedState(decodeNestedState(bytes))).toEqual(bytes)
+      },
+    ),
+    { numRuns: 1000 },
+  )
+})
+
+it('encodes a change, and keeps the rest', () => {
+  const vmx = decodeNestedState(vmxGuestMode())
+  if (vmx.format !== 'vmx') throw new Error('not vmx')
+  const { preemptionTimerDeadline: _, ...changed } = { ...vmx, mtfPending: true, smmVmxon: true, vmcs12Pa: 0x9000n }
+  expect(decodeNestedState(encodeNestedState({ ...changed, preemptionTimerDeadline: 5n }))).toMatchObject({
+    mtfPending: true,
+    smmVmxon: true,
+    vmxonPa: 0x1000n,
+    vmcs12Pa: 0x9000n,
+    preemptionTimerDeadline: 5n,
+  })
+  const svm = decodeNestedState(svmGuestMode())
+  if (svm.format !== 'svm') throw new Error('not svm')
+  const off = decodeNestedState(encodeNestedState({ ...svm, guestMode: false, gif: false, data: new Uint8Array() }))
+  expect(off).toMatchObject({ guestMode: false, gif: false })
+  expect(() => encodeNestedState({ ...svm, header: new Uint8Array(127) })).toThrow(/header: 127 bytes/)
+  expect(() => encodeNestedState({ ...svm, vmcbPa: 2n ** 64n })).toThrow(TypeError)
 })
