@@ -30,9 +30,11 @@ export type {
   Extent,
   Json,
   MachineState as SavedMachine,
+  MemorySource,
   SavedVcpu,
 } from './snapshot/format.js'
 export type { ProgressOptions } from './snapshot/memory-file.js'
-export type { MemorySource } from './snapshot/memory-source.js'
 export { readSnapshot, type Snapshot } from './snapshot/read.js'
 export { type SnapshotContents, type SnapshotInfo, writeSnapshot } from './snapshot/save.js'
+export { squashSnapshot } from './snapshot/squash.js'
+export { verifyMemory } from './snapshot/verify.js'

@@ -32,20 +32,6 @@ export class ChunkChecksums {
   }
 }
 
-/** The index of every chunk that an extent has a byte in, ascending, with the parts of extents in it. */
-export function* chunksOf(extents: Iterable<Extent>): Generator<{ chunk: number; parts: Extent[] }> {
-  let current: { chunk: number; parts: Extent[] } | undefined
-  for (const part of cutAtChunks(extents)) {
-    const chunk = Math.floor(part.offset / CHUNK_SIZE)
-    if (current?.chunk === chunk) current.parts.push(part)
-    else {
-      if (current) yield current
-      current = { chunk, parts: [part] }
-    }
-  }
-  if (current) yield current
-}
-
 /** The same bytes in extents that cross no boundary between chunks. */
 export function* cutAtChunks(extents: Iterable<Extent>): Generator<Extent> {
   for (const { offset, length } of extents) {

@@ -36,6 +36,22 @@ export interface Extent {
   readonly length: number
 }
 
+/** Guest memory as it is to be saved. It must not change until it is. */
+export interface MemorySource {
+  /** Ascending by address. */
+  readonly regions: readonly {
+    readonly guestAddress: number
+    readonly size: number
+    /** Views over the region, in order, together as long as it. */
+    readonly chunks: readonly Uint8Array[]
+    /**
+     * Whole pages, ascending. For a full snapshot: what may be other than zero. For a differential: the pages written
+     * since the parent.
+     */
+    readonly data: readonly Extent[]
+  }[]
+}
+
 /** Where the bytes of a table or state lie in `state`. */
 export type BlobTable = Readonly<Record<string, Extent>>
 

@@ -1,23 +1,7 @@
 import { ConfigError } from '../errors.js'
 import { cutAtChunks } from './checksum.js'
-import { type Extent, LIMITS, PAGE_SIZE } from './format.js'
+import { type Extent, LIMITS, type MemorySource, PAGE_SIZE } from './format.js'
 import type { Piece, RegionPlan } from './memory-file.js'
-
-/** Guest memory as it is to be saved. It must not change until it is. */
-export interface MemorySource {
-  /** Ascending by address. */
-  readonly regions: readonly {
-    readonly guestAddress: number
-    readonly size: number
-    /** Views over the region, in order, together as long as it. */
-    readonly chunks: readonly Uint8Array[]
-    /**
-     * Whole pages, ascending. For a full snapshot: what may be other than zero. For a differential: the pages written
-     * since the parent.
-     */
-    readonly data: readonly Extent[]
-  }[]
-}
 
 type SourceRegion = MemorySource['regions'][number]
 

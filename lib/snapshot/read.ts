@@ -30,20 +30,24 @@ export interface Snapshot {
  */
 export async function readSnapshot(directory: string): Promise<Snapshot> {
   const chain = await readChain(directory)
-  const [{ directory: path, manifest, state }, parent] = chain as [Layer, Layer?]
+  const [{ directory: path, manifest }, parent] = chain as [Layer, Layer?]
   return {
     directory: path,
     id: manifest.id,
     created: manifest.created,
     ...(parent && { parent: { id: parent.manifest.id, directory: parent.directory } }),
-    state: {
-      config: manifest.config,
-      vm: blobsOf(state, manifest.vm),
-      vcpus: manifest.vcpus.map(({ id, about, state: table }) => ({ id, about, state: blobsOf(state, table) })),
-      devices: manifest.devices,
-    },
+    state: machineState(chain[0]!),
     memory: { regions: placeMemory(chain) },
     chain: chain.map(layer => layer.directory),
+  }
+}
+
+export function machineState({ manifest, state }: Layer): MachineState {
+  return {
+    config: manifest.config,
+    vm: blobsOf(state, manifest.vm),
+    vcpus: manifest.vcpus.map(({ id, about, state: table }) => ({ id, about, state: blobsOf(state, table) })),
+    devices: manifest.devices,
   }
 }
 

@@ -9,14 +9,14 @@ import * as f from './format.js'
 import { encodeExtents, encodeU32, readLayer, readManifest } from './layer.js'
 import { encodeManifest } from './manifest.js'
 import { type ProgressOptions, type RegionPlan, writeMemory } from './memory-file.js'
-import { checkSource, type MemorySource, planDifferential, planFull } from './memory-source.js'
+import { checkSource, planDifferential, planFull } from './memory-source.js'
 import { replaceDirectory, resolveTarget } from './place.js'
 import { readChain } from './read.js'
 import { systemProblem } from './system-error.js'
 
 export interface SnapshotContents {
   readonly state: f.MachineState
-  readonly memory: MemorySource
+  readonly memory: f.MemorySource
   /** What the differential is based on: it stays needed, in this place. */
   readonly parent?: { readonly directory: string; readonly id: string } | undefined
 }
@@ -91,7 +91,7 @@ export async function saveTo(
 }
 
 /** Finds the parent and refuses what could not be read back with it. */
-async function readParent(target: string, parent: { directory: string; id: string }, memory: MemorySource) {
+async function readParent(target: string, parent: { directory: string; id: string }, memory: f.MemorySource) {
   const chain = await readChain(parent.directory)
   const newest = chain[0]!
   if (newest.manifest.id !== parent.id) {

@@ -3,8 +3,7 @@ import { closeSync, mkdtempSync, openSync, readSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect } from 'vitest'
-import type { Extent, MachineState } from '../../../lib/snapshot/format.js'
-import type { MemorySource } from '../../../lib/snapshot/memory-source.js'
+import type { Extent, MachineState, MemorySource } from '../../../lib/snapshot/format.js'
 import type { Snapshot } from '../../../lib/snapshot/read.js'
 
 export const PAGE = 4096
