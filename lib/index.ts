@@ -1,8 +1,8 @@
 /** nested-kvm: KVM for Node, with nested virtualization as its subject. */
 
+export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
-
 export type { MachineConfig, MachineOptions } from './config/machine-config.js'
 export { ConfigError, GuestError, KvmError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
@@ -20,8 +20,15 @@ export type { CoalescedZone, IoeventfdOptions, Msi, Vm } from './kvm/vm.js'
 export { type AssetKind, type Assets, ensureAssets } from './lab/assets.js'
 export { Lab, type LabOptions, type LabResult, runInLab } from './lab/lab.js'
 export { type KernelModule, ModuleTree } from './lab/modules.js'
+export { Checkpoint } from './machine/checkpoint.js'
 export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
-export { Machine, type MachineEnd, type MachineState } from './machine/machine.js'
+export {
+  Machine,
+  type MachineEnd,
+  type MachineState as MachineRunState,
+  type RestoreOptions,
+  type SnapshotOptions,
+} from './machine/machine.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
 export { decodeNestedState, type NestedState, type SvmNestedState, type VmxNestedState } from './nested/state.js'
 export type { PlacedExtent, PlacedRegion } from './snapshot/chain.js'

@@ -20,7 +20,8 @@ export interface MachineOptions {
 
 /** A machine's configuration, complete and checked. */
 export interface MachineConfig {
-  readonly kernel: string | Uint8Array
+  /** Undefined where the machine was restored, and its kernel given as bytes. */
+  readonly kernel: string | Uint8Array | undefined
   readonly initrd: string | Uint8Array | undefined
   readonly cmdline: string
   readonly cpu: string
@@ -48,7 +49,10 @@ const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20,
  *
  * @throws {ConfigError} naming the field, its value and what to do
  */
-export function parseMachineConfig(options: MachineOptions, limits: Partial<HostLimits> = {}): MachineConfig {
+export function parseMachineConfig(
+  options: MachineOptions,
+  limits: Partial<HostLimits> = {},
+): MachineConfig & { readonly kernel: string | Uint8Array } {
   if (typeof options !== 'object' || options === null) {
     throw new ConfigError('machine', options, 'it is no object', `give one with ${KEYS.join(', ')}`)
   }
@@ -84,7 +88,7 @@ export function parseSize(field: string, value: unknown): number {
   return size
 }
 
-function memorySize(value: unknown, hostMemory: number): number {
+export function memorySize(value: unknown, hostMemory: number): number {
   const size = parseSize('memory', value)
   if (size === 0) throw new ConfigError('memory', value, 'a machine needs some', 'give for example 512M')
   if (size % PAGE_SIZE !== 0) {
@@ -98,7 +102,7 @@ function memorySize(value: unknown, hostMemory: number): number {
   return size
 }
 
-function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
+export function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1) {
     throw new ConfigError('vcpus', value, 'it is no count of processors', 'give 1 or more')
   }
@@ -129,7 +133,7 @@ function fileProblem(error: unknown): string {
   return `it cannot be read (${code})`
 }
 
-function text(field: string, value: unknown): string {
+export function text(field: string, value: unknown): string {
   if (typeof value !== 'string') throw new ConfigError(field, value, 'it is no string', 'give a string')
   return value
 }

@@ -80,6 +80,11 @@ export class AcpiPm implements StatefulDevice {
     this.#timerOffset = (BigInt(timer) * 1_000_000_000n + TIMER_HZ - 1n) / TIMER_HZ - this.#now()
   }
 
+  /** Sets the timer forward: the guest's other clocks were. */
+  advance(nanoseconds: bigint): void {
+    this.#timerOffset += nanoseconds
+  }
+
   #timer(): number {
     return Number(BigInt.asUintN(32, ((this.#now() + this.#timerOffset) * TIMER_HZ) / 1_000_000_000n))
   }

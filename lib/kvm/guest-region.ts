@@ -54,6 +54,8 @@ export class GuestRegion {
       this.#apply()
     } catch (error) {
       this.#memory.close()
+      this.#file?.close()
+      this.#image?.release()
       throw error
     }
     this.#chunks = this.#memory.buffers().map(buffer => new Uint8Array(buffer))
@@ -92,7 +94,7 @@ export class GuestRegion {
    */
   freeze(written: PageSet): RegionImage {
     if (this.#image) {
-      this.#image = this.#image.with(this.#memory, written.ranges())
+      this.#adopt(this.#image.with(this.#memory, written.ranges()))
       return this.#image
     }
     if (this.#file) {
@@ -164,12 +166,22 @@ export class GuestRegion {
   release(): void {
     this.#chunks = []
     this.#memory.close()
+    this.#file?.close()
+    this.#file = undefined
+    this.#image?.release()
+    this.#image = undefined
     this.#removed(this)
   }
 
   #become(image: RegionImage): void {
     if (image.size !== this.size) throw new RangeError(`the image has ${image.size} bytes, the region ${this.size}`)
     image.mapInto(this.#memory)
+    this.#adopt(image)
+  }
+
+  #adopt(image: RegionImage): void {
+    image.retain()
+    this.#image?.release()
     this.#image = image
   }
 

@@ -1,9 +1,19 @@
 import { addon, type NativeMemory, type NativeMemoryFile } from './binding.js'
 import type { ByteRange } from './page-set.js'
 
+/** A file and how many have need of it: it is closed after the last one. */
+class SharedFile {
+  readonly native: NativeMemoryFile
+  users = 0
+
+  constructor(native: NativeMemoryFile) {
+    this.native = native
+  }
+}
+
 /** A part of a region and the file that has its content; a hole in the file reads as zero. */
-export interface ImageExtent extends ByteRange {
-  readonly file: NativeMemoryFile
+interface ImageExtent extends ByteRange {
+  readonly file: SharedFile
   readonly fileOffset: number
 }
 
@@ -23,16 +33,29 @@ const MOST_EXTENTS = 1024
 export class RegionImage {
   readonly size: number
   /** Ascending, without a gap. */
-  readonly extents: readonly ImageExtent[]
+  readonly #extents: readonly ImageExtent[]
 
   private constructor(size: number, extents: readonly ImageExtent[]) {
     this.size = size
-    this.extents = extents
+    this.#extents = extents
   }
 
   /** @internal The whole content of a file. */
   static ofFile(size: number, file: NativeMemoryFile): RegionImage {
-    return new RegionImage(size, [{ offset: 0, length: size, file, fileOffset: 0 }])
+    return new RegionImage(size, [{ offset: 0, length: size, file: new SharedFile(file), fileOffset: 0 }])
+  }
+
+  /**
+   * @internal Whoever has need of the image says so, and says when no more: then its files are closed, but for those that other
+   * images are made of. Without that the garbage collector closes them.
+   */
+  retain(): void {
+    for (const file of this.#files()) file.users++
+  }
+
+  /** @internal See `retain`. */
+  release(): void {
+    for (const file of this.#files()) if (--file.users === 0) file.native.close()
   }
 
   /**
@@ -43,11 +66,11 @@ export class RegionImage {
    */
   static fromFiles(size: number, extents: readonly FileExtent[]): RegionImage {
     let end = 0
-    const files = new Map<string, NativeMemoryFile>()
+    const files = new Map<string, SharedFile>()
     const opened = extents.map(({ offset, length, file: path, fileOffset }) => {
       if (offset !== end) throw new RangeError(`image of a memory region: nothing covers offset ${end}`)
       end += length
-      const file = files.get(path) ?? new addon.MemoryFile(path)
+      const file = files.get(path) ?? new SharedFile(new addon.MemoryFile(path))
       files.set(path, file)
       return { offset, length, file, fileOffset }
     })
@@ -59,7 +82,7 @@ export class RegionImage {
   with(memory: NativeMemory, written: readonly ByteRange[]): RegionImage {
     if (written.length === 0) return this
     const file = new addon.MemoryFile(this.size)
-    const all = overlay(this.extents, written, file)
+    const all = overlay(this.#extents, written, new SharedFile(file))
     if (all.length <= MOST_EXTENTS) {
       file.write(memory, runs(written))
       return new RegionImage(this.size, all)
@@ -71,18 +94,19 @@ export class RegionImage {
 
   /** @internal Makes `memory` this content, copied on write. */
   mapInto(memory: NativeMemory): void {
-    for (const { offset, length, file, fileOffset } of this.extents) memory.map(offset, length, file, fileOffset)
+    for (const { offset, length, file, fileOffset } of this.#extents)
+      memory.map(offset, length, file.native, fileOffset)
   }
 
   /** @internal Gives `memory` this content in `ranges`, by copying. */
   readInto(memory: NativeMemory, ranges: readonly ByteRange[]): void {
-    const perFile = new Map<NativeMemoryFile, number[]>()
+    const perFile = new Map<SharedFile, number[]>()
     let at = 0
     for (const { offset, length } of ranges) {
       const end = offset + length
-      while (endOf(this.extents[at]!) <= offset) at++
-      for (let i = at; i < this.extents.length && this.extents[i]!.offset < end; i++) {
-        const extent = this.extents[i]!
+      while (endOf(this.#extents[at]!) <= offset) at++
+      for (let i = at; i < this.#extents.length && this.#extents[i]!.offset < end; i++) {
+        const extent = this.#extents[i]!
         const from = Math.max(offset, extent.offset)
         const to = Math.min(end, endOf(extent))
         const list = perFile.get(extent.file) ?? []
@@ -90,13 +114,13 @@ export class RegionImage {
         list.push(from, to - from, extent.fileOffset + from - extent.offset)
       }
     }
-    for (const [file, list] of perFile) file.read(memory, Float64Array.from(list))
+    for (const [file, list] of perFile) file.native.read(memory, Float64Array.from(list))
   }
 
   /** What may be other than zero, ascending. */
   dataRanges(): ByteRange[] {
-    return this.extents.flatMap(({ offset, length, file, fileOffset }) => {
-      const found = file.dataRanges(fileOffset, length)
+    return this.#extents.flatMap(({ offset, length, file, fileOffset }) => {
+      const found = file.native.dataRanges(fileOffset, length)
       const ranges: ByteRange[] = []
       for (let i = 0; i < found.length; i += 2) {
         ranges.push({ offset: found[i]! - fileOffset + offset, length: found[i + 1]! })
@@ -108,9 +132,9 @@ export class RegionImage {
   /** Where this content and that of `other` may differ. */
   differences(other: RegionImage): ByteRange[] {
     const ranges: ByteRange[] = []
-    for (let [i, j] = [0, 0]; i < this.extents.length && j < other.extents.length; ) {
-      const a = this.extents[i]!
-      const b = other.extents[j]!
+    for (let [i, j] = [0, 0]; i < this.#extents.length && j < other.#extents.length; ) {
+      const a = this.#extents[i]!
+      const b = other.#extents[j]!
       const offset = Math.max(a.offset, b.offset)
       const end = Math.min(endOf(a), endOf(b))
       const same = a.file === b.file && a.fileOffset - a.offset === b.fileOffset - b.offset
@@ -120,6 +144,10 @@ export class RegionImage {
     }
     return ranges
   }
+
+  #files(): Set<SharedFile> {
+    return new Set(this.#extents.map(({ file }) => file))
+  }
 }
 
 function endOf({ offset, length }: ByteRange): number {
@@ -127,11 +155,7 @@ function endOf({ offset, length }: ByteRange): number {
 }
 
 /** The extents with `written` taken from `file`, at the same offsets. */
-function overlay(
-  extents: readonly ImageExtent[],
-  written: readonly ByteRange[],
-  file: NativeMemoryFile,
-): ImageExtent[] {
+function overlay(extents: readonly ImageExtent[], written: readonly ByteRange[], file: SharedFile): ImageExtent[] {
   const result: ImageExtent[] = []
   const keep = (extent: ImageExtent, from: number, to: number) => {
     if (from >= to) return

@@ -69,6 +69,7 @@ export class Vcpu {
   readonly #exits: ExitReader
   readonly #ring: CoalescedRing
   readonly #closed: () => void
+  #cpuid: Uint8Array | undefined
 
   /** @internal */
   constructor(native: NativeVcpu, id: number, vm: Vm, closed: () => void) {
@@ -221,7 +222,21 @@ export class Vcpu {
 
   /** KVM_SET_CPUID2 (KVM API 4.21, KVM_CAP_EXT_CPUID). After the first run it must not differ. */
   setCpuid(entries: readonly CpuidEntry[]): void {
-    this.native.setCpuid2(encodeCpuid(entries))
+    this.setRawCpuid(encodeCpuid(entries))
+  }
+
+  /** @internal As `setCpuid`, with a `struct kvm_cpuid2`. */
+  setRawCpuid(table: Uint8Array): void {
+    this.native.setCpuid2(table)
+    this.#cpuid = table
+  }
+
+  /**
+   * @internal The table that was set, `struct kvm_cpuid2`. `getCpuid` may tell of more: KVM puts into it what follows from other state,
+   * and all of the processor's flags where a guest's CPUID instruction cannot be intercepted.
+   */
+  get configuredCpuid(): Uint8Array {
+    return this.#cpuid ?? encodeCpuid(this.getCpuid())
   }
 
   /**

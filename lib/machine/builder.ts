@@ -10,55 +10,82 @@ import { longModeSregs } from '../arch/x86_64/segments.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
 import { type BootEntry, loadKernel } from '../boot/kernel.js'
 import type { MachineConfig } from '../config/machine-config.js'
-import { AcpiPm } from '../devices/acpi-pm.js'
-import { Bus } from '../devices/bus.js'
-import { DebugExit } from '../devices/debug-exit.js'
-import { I8042 } from '../devices/i8042.js'
-import { Rtc } from '../devices/rtc.js'
-import { Uart16550 } from '../devices/uart16550.js'
 import { ConfigError } from '../errors.js'
 import { type CapabilityName, cap } from '../kvm/capabilities.js'
+import type { GuestRegionOptions } from '../kvm/guest-region.js'
 import type { Kvm } from '../kvm/kvm.js'
+import type { RegionImage } from '../kvm/region-image.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import type { Vm } from '../kvm/vm.js'
 import { GuestMemory } from '../memory/guest-memory.js'
-import { Console } from './console.js'
+import { createPlatform, type Platform, type PlatformEvents } from './platform.js'
+import { MachineRam } from './ram.js'
 
-/** What the platform's devices tell the machine. */
-export interface PlatformEvents {
-  /** ACPI S5. */
-  powerOff(): void
-  reset(): void
-  debugExit(code: number): void
-}
+/** The configuration of a machine that is to boot. */
+export type BootConfig = MachineConfig & { readonly kernel: string | Uint8Array }
 
-/** A machine's parts, wired and loaded, before anything runs. */
-export interface Parts {
+/** A machine's parts, wired, before anything runs. */
+export interface Parts extends Platform {
   readonly vm: Vm
+  readonly ram: MachineRam
   readonly memory: GuestMemory
   readonly vcpus: readonly Vcpu[]
-  readonly ports: Bus
-  readonly mmio: Bus
-  readonly uart: Uart16550
-  readonly console: Console
+  /** KVM_GET_MSR_INDEX_LIST */
+  readonly msrIndices: readonly number[]
 }
 
 const NEEDED: readonly CapabilityName[] = ['IRQCHIP', 'PIT2', 'USER_MEMORY', 'IMMEDIATE_EXIT', 'MP_STATE']
 
 /**
- * Builds a machine from its configuration. On an error, nothing is left open.
+ * Builds a machine from its configuration and loads its kernel. On an error, nothing is left open.
  * @throws {ConfigError} what was asked for cannot be had: names the field, the value and the remedy
  * @throws {KvmError} KVM refused
  */
-export function buildMachine(kvm: Kvm, config: MachineConfig, events: PlatformEvents): Parts {
-  for (const name of NEEDED) {
-    if (kvm.checkExtension(cap[name])) continue
-    throw new ConfigError('/dev/kvm', `KVM_CAP_${name} is 0`, 'a machine needs this capability', 'run a newer kernel')
-  }
+export function buildMachine(kvm: Kvm, config: BootConfig, events: PlatformEvents): Parts {
   // First what needs no VM: a wrong flag is told before anything is made.
   const cpuid = machineCpuid(kvm.supportedCpuid(), parseCpuSpec(config.cpu), {
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
+  const ranges = layout.memoryRanges(config.memory).map(range => ({ ...range, backing: 'memfd' as const }))
+  return wire(kvm, ranges, config.vcpus, events, ({ memory, vcpus, msrIndices }) => {
+    const entry = load(memory, config)
+    const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
+    for (const vcpu of vcpus) {
+      const entries = vcpuCpuid(cpuid, vcpu.id, config.vcpus)
+      vcpu.setCpuid(entries)
+      vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries }))
+    }
+    // The others wait for their SIPI.
+    enterLongMode(vcpus[0]!, memory, entry)
+  })
+}
+
+/**
+ * Builds a machine that is to have the state of another: its memory is a copy-on-write copy of `images`, the rest is `fill`'s
+ * task. On an error, nothing is left open.
+ */
+export function rebuildMachine(
+  kvm: Kvm,
+  images: readonly { readonly guestAddress: number; readonly image: RegionImage }[],
+  vcpus: number,
+  events: PlatformEvents,
+  fill: (parts: Parts) => void,
+): Parts {
+  const ranges = images.map(({ guestAddress, image }) => ({ guestAddress, size: image.size, backing: image }))
+  return wire(kvm, ranges, vcpus, events, fill)
+}
+
+function wire(
+  kvm: Kvm,
+  ranges: readonly GuestRegionOptions[],
+  vcpuCount: number,
+  events: PlatformEvents,
+  fill: (parts: Parts) => void,
+): Parts {
+  for (const name of NEEDED) {
+    if (kvm.checkExtension(cap[name])) continue
+    throw new ConfigError('/dev/kvm', `KVM_CAP_${name} is 0`, 'a machine needs this capability', 'run a newer kernel')
+  }
   const vm = kvm.createVm()
   try {
     // The order is KVM's: these three before any vCPU (KVM API 4.24, 4.66).
@@ -71,18 +98,17 @@ export function buildMachine(kvm: Kvm, config: MachineConfig, events: PlatformEv
     for (const name of ['EXCEPTION_PAYLOAD', 'X86_TRIPLE_FAULT_EVENT'] as const) {
       if (kvm.checkExtension(cap[name])) vm.enableCap(cap[name], 1n)
     }
-    const memory = new GuestMemory(layout.memoryRanges(config.memory).map(range => vm.addMemory(range)))
-    const entry = load(memory, config)
-    const vcpus = Array.from({ length: config.vcpus }, (_, id) => vm.createVcpu(id))
-    const source = { indices: kvm.msrIndices(), featureMsrs: kvm.getFeatureMsrs(kvm.featureMsrIndices()) }
-    for (const vcpu of vcpus) {
-      const entries = vcpuCpuid(cpuid, vcpu.id, config.vcpus)
-      vcpu.setCpuid(entries)
-      vcpu.setMsrs(initialMsrs({ ...source, cpuid: entries }))
+    const ram = new MachineRam(ranges.map(range => vm.addMemory(range)))
+    const parts: Parts = {
+      vm,
+      ram,
+      memory: new GuestMemory(ram.regions),
+      vcpus: Array.from({ length: vcpuCount }, (_, id) => vm.createVcpu(id)),
+      msrIndices: kvm.msrIndices(),
+      ...createPlatform(vm, events),
     }
-    // The others wait for their SIPI.
-    enterLongMode(vcpus[0]!, memory, entry)
-    return { vm, memory, vcpus, ...addDevices(vm, events) }
+    fill(parts)
+    return parts
   } catch (error) {
     vm.close()
     throw error
@@ -95,7 +121,7 @@ function enterLongMode(vcpu: Vcpu, memory: GuestMemory, { rip, rsi }: BootEntry)
   vcpu.setRegs(registers({ rip, rsi }))
 }
 
-function load(memory: GuestMemory, { kernel, initrd, cmdline, vcpus }: MachineConfig): BootEntry {
+function load(memory: GuestMemory, { kernel, initrd, cmdline, vcpus }: BootConfig): BootEntry {
   const image = typeof kernel === 'string' ? readFileSync(kernel) : kernel
   const rsdp = writeAcpi(memory, { vcpus })
   if (typeof initrd !== 'string') return loadKernel(memory, { kernel: image, initrd, cmdline, rsdp })
@@ -133,21 +159,4 @@ function loadWithInitrdFile(
   } finally {
     closeSync(fd)
   }
-}
-
-function addDevices(vm: Vm, events: PlatformEvents): Pick<Parts, 'ports' | 'mmio' | 'uart' | 'console'> {
-  const console = new Console(bytes => uart.input(bytes))
-  const uart = new Uart16550({
-    interrupt: { set: level => vm.setIrqLine(layout.COM1_IRQ, level) },
-    output: bytes => console.output(bytes),
-    drain: () => console.drain(),
-  })
-  const pm = new AcpiPm({ sleep: type => type === layout.ACPI_S5_SLEEP_TYPE && events.powerOff() })
-  const ports = new Bus()
-  ports.add(layout.COM1_PORT, layout.COM1_PORT_COUNT, uart)
-  ports.add(layout.RTC_PORT, layout.RTC_PORT_COUNT, new Rtc(() => Date.now()))
-  ports.add(layout.I8042_COMMAND_PORT, 1, new I8042(() => events.reset()))
-  ports.add(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT_COUNT, pm)
-  ports.add(layout.DEBUG_EXIT_PORT, layout.DEBUG_EXIT_PORT_COUNT, new DebugExit(code => events.debugExit(code)))
-  return { ports, mmio: new Bus(), uart, console }
 }

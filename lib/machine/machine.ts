@@ -1,6 +1,8 @@
 import { EventEmitter } from 'node:events'
+import type { ClockMode } from '../arch/x86_64/vm-state.js'
 import { type MachineConfig, type MachineOptions, parseMachineConfig } from '../config/machine-config.js'
-import { GuestError } from '../errors.js'
+import { saveConfig } from '../config/saved-config.js'
+import { GuestError, SnapshotError } from '../errors.js'
 import { cap } from '../kvm/capabilities.js'
 import type { VcpuExit } from '../kvm/exit.js'
 import { Kvm } from '../kvm/kvm.js'
@@ -8,9 +10,17 @@ import { KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN } from '../kvm/struct
 import type { Vcpu } from '../kvm/vcpu.js'
 import { VcpuThread } from '../kvm/vcpu-thread.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
-import { buildMachine, type Parts } from './builder.js'
+import { readSnapshot } from '../snapshot/read.js'
+import { type SnapshotInfo, writeSnapshot } from '../snapshot/save.js'
+import { verifyMemory } from '../snapshot/verify.js'
+import { aboutVcpu } from './about.js'
+import { buildMachine, type Parts, rebuildMachine } from './builder.js'
+import { Checkpoint } from './checkpoint.js'
 import type { Console } from './console.js'
+import type { PlatformEvents } from './platform.js'
 import { crashReport, exitFacts } from './report.js'
+import { checkSnapshot, openImages } from './restore.js'
+import { applyMoment, takeMoment } from './state.js'
 
 /** How a machine ended. */
 export type MachineEnd =
@@ -24,6 +34,36 @@ export type MachineEnd =
   | { readonly reason: 'stopped' }
   /** The guest cannot go on: a triple fault, or KVM cannot run it. `report` has the exit's facts and the registers. */
   | { readonly reason: 'crash'; readonly message: string; readonly report: string }
+
+export interface RestoreOptions {
+  /**
+   * What becomes of the time that has passed since: the guest's clocks make up for it (`realtime`, the default), or go on from
+   * where they stood.
+   */
+  readonly clock?: ClockMode
+  /** Reads all of the memory first and checks it against its sums. */
+  readonly verify?: boolean
+  /** Told how much of the memory has been checked, in bytes. */
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+export interface SnapshotOptions {
+  /** Only what was written since the last snapshot. */
+  readonly differential?: boolean
+  /** Told how much of the memory has been written, in bytes. */
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+interface SnapshotBase {
+  readonly directory: string
+  readonly id: string
+}
+
+interface Operation {
+  readonly what: string
+  readonly abort: AbortController
+  readonly done: Promise<unknown>
+}
 
 export type MachineState = 'created' | 'running' | 'paused' | 'ended'
 
@@ -51,7 +91,12 @@ export class Machine extends EventEmitter<MachineEvents> {
   readonly config: MachineConfig
   readonly #parts: Parts
   readonly #threads: readonly VcpuThread[]
-  #state: MachineState = 'created'
+  #state: MachineState
+  /** What is being done to the paused machine, and must not be disturbed. */
+  #operation: Operation | undefined
+  /** The snapshot on disk that a differential one is based on. */
+  #base: SnapshotBase | undefined
+  readonly #checkpoints = new WeakSet<Checkpoint>()
   #ended: Promise<MachineEnd> | undefined
   readonly #wait: Promise<MachineEnd>
   #resolve!: (end: MachineEnd) => void
@@ -66,19 +111,48 @@ export class Machine extends EventEmitter<MachineEvents> {
     // What can be wrong without KVM is told first.
     parseMachineConfig(options)
     using kvm = Kvm.open()
-    return new Machine(kvm, parseMachineConfig(options, { vcpus: kvm.checkExtension(cap.MAX_VCPUS) }))
+    const config = parseMachineConfig(options, { vcpus: kvm.checkExtension(cap.MAX_VCPUS) })
+    return new Machine(config, 'created', events => buildMachine(kvm, config, events))
   }
 
-  private constructor(kvm: Kvm, config: MachineConfig) {
+  /**
+   * Makes a machine that goes on where `snapshot()` left another, in this or another process: it is paused, `resume()` lets it
+   * go on. Its memory is mapped, not read, so this takes no longer for a larger one; the snapshot's files must stay unchanged
+   * meanwhile (they may be replaced or removed as a whole).
+   * @throws {SnapshotError} it is none, or damaged, or this host lacks a feature that its vCPUs have: it is named
+   * @throws {ConfigError} its configuration is beyond what this host has
+   * @throws {KvmError} KVM is not there
+   */
+  static async restore(directory: string, options: RestoreOptions = {}): Promise<Machine> {
+    const { clock = 'realtime', verify = false } = options
+    if (verify) await verifyMemory(directory, options)
+    const snapshot = await readSnapshot(directory)
+    using kvm = Kvm.open()
+    const config = checkSnapshot(snapshot, kvm)
+    try {
+      const images = openImages(snapshot)
+      const machine = new Machine(config, 'paused', events =>
+        rebuildMachine(kvm, images, config.vcpus, events, parts => applyMoment(parts, snapshot.state, { clock })),
+      )
+      machine.#parts.ram.saved()
+      machine.#base = { directory: snapshot.directory, id: snapshot.id }
+      return machine
+    } catch (error) {
+      throw new SnapshotError(directory, (error as Error).message, 'it cannot be restored here', { cause: error })
+    }
+  }
+
+  private constructor(config: MachineConfig, state: MachineState, build: (events: PlatformEvents) => Parts) {
     super()
     this.config = config
+    this.#state = state
     this.#wait = new Promise((resolve, reject) => {
       this.#resolve = resolve
       this.#reject = reject
     })
     // Who does not wait is told by the events.
     this.#wait.catch(() => {})
-    this.#parts = buildMachine(kvm, config, {
+    this.#parts = build({
       powerOff: () => void this.#end({ reason: 'shutdown' }),
       reset: () => void this.#end({ reason: 'reset' }),
       debugExit: code => void this.#end({ reason: 'debug-exit', code }),
@@ -122,19 +196,97 @@ export class Machine extends EventEmitter<MachineEvents> {
   /** Takes every vCPU out of KVM_RUN, with pending I/O completed. No effect where the machine is paused. */
   async pause(): Promise<void> {
     if (this.#state === 'paused') return
-    this.#require('running', 'pause')
-    await Promise.all(this.#threads.map(thread => thread.pause()))
-    this.#parts.uart.flush()
-    // The guest may have ended in the very exit that was completed.
-    this.#require('running', 'pause')
-    this.#state = 'paused'
+    this.#undisturbed('pause')
+    await this.#pause()
   }
 
-  /** Lets a paused machine go on. */
+  /** Lets a paused or restored machine go on. */
   async resume(): Promise<void> {
     this.#require('paused', 'resume')
-    this.#state = 'running'
-    for (const thread of this.#threads) thread.resume()
+    this.#undisturbed('resume')
+    this.#goOn()
+  }
+
+  /**
+   * Saves the machine, L2 included, to a directory, which may be absent, empty, or a snapshot that is replaced: at any moment there is
+   * the old one or the new one whole. A running machine is paused meanwhile. `differential` saves only what was written since
+   * the last snapshot (or restore), which stays needed.
+   * @throws {SnapshotError} it cannot be written there
+   * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
+   */
+  snapshot(directory: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
+    const { differential = false } = options
+    return this.#whilePaused('snapshot', async signal => {
+      const { ram } = this.#parts
+      if (differential && !this.#base) {
+        const remedy = 'take a full snapshot first'
+        throw new SnapshotError(directory, 'there is no snapshot of this machine that it could be based on', remedy)
+      }
+      const moment = takeMoment(this.#parts)
+      const state = {
+        ...moment,
+        config: saveConfig(this.config),
+        vcpus: moment.vcpus.map(vcpu => ({ ...vcpu, about: aboutVcpu(vcpu) })),
+      }
+      const contents = { state, memory: ram.source(differential), ...(differential && { parent: this.#base! }) }
+      const info = await writeSnapshot(directory, contents, { ...options, signal })
+      ram.saved()
+      this.#base = { directory: info.directory, id: info.id }
+      return info
+    })
+  }
+
+  /**
+   * Keeps this moment in memory, for `rollback()`. The first one costs a new mapping of the memory, each further one a copy
+   * of the pages written since the one before. A running machine is paused meanwhile.
+   * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
+   */
+  checkpoint(): Promise<Checkpoint> {
+    return this.#whilePaused('checkpoint', async () => {
+      const moment = takeMoment(this.#parts)
+      const checkpoint = new Checkpoint(moment, this.#parts.ram.freeze())
+      this.#checkpoints.add(checkpoint)
+      return checkpoint
+    })
+  }
+
+  /**
+   * Goes back to a moment of this machine: vCPUs with L2, devices, clocks, memory. What the guest wrote to its console meanwhile
+   * stays written. To the last checkpoint it costs what was written since; to an earlier one, a new mapping of the memory.
+   * @throws {GuestError} the checkpoint is not of this machine, or closed
+   */
+  rollback(checkpoint: Checkpoint): Promise<void> {
+    return this.#whilePaused('rollback', async () => {
+      if (checkpoint.closed) throw new GuestError('cannot rollback: the checkpoint is closed')
+      if (!this.#checkpoints.has(checkpoint))
+        throw new GuestError('cannot rollback: the checkpoint is of another machine')
+      this.#parts.ram.rollback(checkpoint.ram)
+      applyMoment(this.#parts, checkpoint.moment, { clock: 'stopped', rollback: true })
+    })
+  }
+
+  /**
+   * A second machine, which goes on from this moment as this one does: running if this one runs, else paused. Memory is shared
+   * until one of them writes to it.
+   * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
+   */
+  fork(): Promise<Machine> {
+    return this.#whilePaused('fork', async (_signal, wasRunning) => {
+      const parts = this.#parts
+      const moment = takeMoment(parts)
+      const images = parts.ram.freeze().map((image, i) => ({ guestAddress: parts.ram.regions[i]!.guestAddress, image }))
+      using kvm = Kvm.open()
+      const twin = new Machine(this.config, 'paused', events =>
+        rebuildMachine(kvm, images, this.config.vcpus, events, fresh =>
+          applyMoment(fresh, moment, { clock: 'realtime' }),
+        ),
+      )
+      twin.#parts.ram.track()
+      twin.#parts.ram.inherit(parts.ram)
+      twin.#base = this.#base
+      if (wasRunning) twin.#goOn()
+      return twin
+    })
   }
 
   /** Ends the machine, as pulling the plug does, and releases everything. No effect where it has ended. */
@@ -152,6 +304,51 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop()
+  }
+
+  /** Does something to the machine while no vCPU runs, and lets it go on if it ran. */
+  async #whilePaused<T>(what: string, act: (signal: AbortSignal, wasRunning: boolean) => Promise<T>): Promise<T> {
+    this.#undisturbed(what)
+    if (this.#state === 'ended') throw new GuestError(`cannot ${what}: the machine is ended`)
+    const abort = new AbortController()
+    const done = this.#actPaused(act, abort.signal)
+    this.#operation = { what, abort, done }
+    try {
+      return await done
+    } finally {
+      this.#operation = undefined
+    }
+  }
+
+  async #actPaused<T>(act: (signal: AbortSignal, wasRunning: boolean) => Promise<T>, signal: AbortSignal): Promise<T> {
+    const wasRunning = this.#state === 'running'
+    if (wasRunning) await this.#pause()
+    try {
+      return await act(signal, wasRunning)
+    } finally {
+      if (wasRunning && this.#state === 'paused' && !this.#ended) this.#goOn()
+    }
+  }
+
+  async #pause(): Promise<void> {
+    this.#require('running', 'pause')
+    await Promise.all(this.#threads.map(thread => thread.pause()))
+    this.#parts.uart.flush()
+    // The guest may have ended in the very exit that was completed.
+    if (this.#ended) throw new GuestError('cannot pause: the machine is ended')
+    this.#state = 'paused'
+  }
+
+  #undisturbed(what: string): void {
+    if (this.#operation) throw new GuestError(`cannot ${what}: a ${this.#operation.what} is being made`)
+  }
+
+  #goOn(): void {
+    this.#state = 'running'
+    for (const thread of this.#threads) {
+      if (thread.state === 'stopped') thread.start()
+      else thread.resume()
+    }
   }
 
   #require(state: MachineState, what: string): void {
@@ -203,6 +400,9 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   async #release(end: MachineEnd, failure: Error | undefined): Promise<MachineEnd> {
     const { uart, console, vm } = this.#parts
+    // What is being written reads the memory that is to go.
+    this.#operation?.abort.abort(new GuestError('the machine has ended'))
+    await this.#operation?.done.catch(() => {})
     await Promise.all(this.#threads.map(thread => thread.stop()))
     this.#state = 'ended'
     uart.flush()

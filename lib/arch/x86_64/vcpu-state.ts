@@ -25,7 +25,7 @@ import {
   kvm_xcrs,
   type Msr,
 } from '../../kvm/structs.js'
-import { decodeCpuid, decodeMsrs, encodeCpuid } from '../../kvm/tables.js'
+import { decodeCpuid, decodeMsrs } from '../../kvm/tables.js'
 import type { Vcpu } from '../../kvm/vcpu.js'
 import { VMX_MSRS, WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
 import { flagsOf } from './cpuid.js'
@@ -73,7 +73,7 @@ export function vcpuPlan(vcpu: Vcpu, msrIndices: readonly number[]): VcpuPlan {
     if (vm.checkExtension(cap[name]) > 0) continue
     throw new KvmError(`KVM_CAP_${name}`, EOPNOTSUPP, "without it a vCPU's state is not whole: run a newer kernel")
   }
-  const flags = flagsOf(vcpu.getCpuid())
+  const flags = flagsOf(decodeCpuid(vcpu.configuredCpuid))
   const nested = flags.includes('vmx') ? 'vmx' : flags.includes('svm') ? 'svm' : undefined
   if (nested && vm.checkExtension(cap.NESTED_STATE) === 0) {
     const remedy = `the vCPU has ${nested} but this host has no KVM_CAP_NESTED_STATE: start the machine with --cpu host,-${nested}`
@@ -105,7 +105,7 @@ export function saveVcpu(vcpu: Vcpu, plan: VcpuPlan): VcpuState {
   if (plan.nested) state.KVM_GET_NESTED_STATE = vcpu.getNestedState()
   state.KVM_GET_TSC_KHZ = u32(vcpu.getTscKhz())
   state.KVM_VCPU_TSC_OFFSET = u64(vcpu.getTscOffset())
-  state.KVM_GET_CPUID2 = encodeCpuid(vcpu.getCpuid())
+  state.KVM_SET_CPUID2 = vcpu.configuredCpuid
   return { id: vcpu.id, state }
 }
 
@@ -132,7 +132,7 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   if (nested) vcpu.setNestedState(idleNestedState(nested))
   if (!rollback) {
     // Before everything that it allows or forbids.
-    native.setCpuid2(part(state, 'KVM_GET_CPUID2').slice())
+    vcpu.setRawCpuid(part(state, 'KVM_SET_CPUID2').slice())
     // After CPUID, which they must agree with, and before VMXON, after which they cannot be written.
     vcpu.setRawMsrs(msrs.vmxCapabilities)
   }
@@ -220,7 +220,7 @@ export function msrsOf(state: Blobs): Msr[] {
 
 /** The CPUID table of a saved state. */
 export function cpuidOf(state: Blobs): CpuidEntry[] {
-  return decodeCpuid(part(state, 'KVM_GET_CPUID2'))
+  return decodeCpuid(part(state, 'KVM_SET_CPUID2'))
 }
 
 /** The TSC frequency of a saved state, kHz. */

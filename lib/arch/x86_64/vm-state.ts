@@ -15,7 +15,7 @@ import {
   kvm_pit_state2,
 } from '../../kvm/structs.js'
 import type { Vm } from '../../kvm/vm.js'
-import type { Blobs } from './vcpu-state.js'
+import { type Blobs, tscKhzOf, type VcpuState } from './vcpu-state.js'
 
 const IRQCHIPS = {
   'KVM_GET_IRQCHIP/PIC_MASTER': KVM_IRQCHIP_PIC_MASTER,
@@ -72,21 +72,28 @@ export type ClockMode = 'realtime' | 'stopped'
 
 /** How the guest's TSC is brought in step with its clock. */
 export interface ClockShift {
-  /** What is added to a vCPU's TSC offset, in ticks of its TSC. Undefined where KVM does not relate its clock to the host's TSC. */
-  tscShift(khz: number): bigint | undefined
+  /** By how much the guest's clock was set forward, in nanoseconds. */
+  readonly elapsed: bigint
+  /**
+   * What is added to the TSC offset of a saved vCPU, in ticks of its TSC. Undefined where KVM does not relate its clock to the
+   * host's TSC.
+   */
+  tscShift(vcpu: VcpuState): bigint | undefined
 }
 
 /** Sets the VM's clock from a saved state (KVM API, devices/vcpu.rst, section 4.1, steps 4 to 6). Before the vCPUs. */
 export function restoreClock(vm: Vm, state: Blobs, mode: ClockMode): ClockShift {
-  const saved = kvm_clock_data.decode(state.KVM_GET_CLOCK!)
+  const saved = kvm_clock_data.decode(state.KVM_GET_CLOCK ?? new Uint8Array())
   const flags = mode === 'realtime' ? saved.flags & KVM_CLOCK_REALTIME : 0
   vm.setClock({ ...saved, flags, pad0: 0, pad: [0, 0, 0, 0] })
   const now = vm.getClock()
   const known = (saved.flags & now.flags & KVM_CLOCK_HOST_TSC) !== 0
+  const elapsed = now.clock - saved.clock
   return {
-    tscShift(khz) {
+    elapsed,
+    tscShift({ state }) {
       if (!known) return undefined
-      return ((now.clock - saved.clock) * BigInt(khz)) / 1_000_000n + (saved.host_tsc - now.host_tsc)
+      return (elapsed * BigInt(tscKhzOf(state))) / 1_000_000n + (saved.host_tsc - now.host_tsc)
     },
   }
 }

@@ -1,0 +1,94 @@
+import type { GuestRegion } from '../kvm/guest-region.js'
+import { PageSet } from '../kvm/page-set.js'
+import type { RegionImage } from '../kvm/region-image.js'
+import type { MemorySource } from '../snapshot/format.js'
+
+/** The content of a machine's memory at one moment: an image for each region, in order. */
+export type RamImage = readonly RegionImage[]
+
+interface Tracked {
+  readonly region: GuestRegion
+  /** Pages written since the region had its present image. */
+  readonly sinceImage: PageSet
+  /** Pages written since the last snapshot on disk. */
+  readonly sinceSnapshot: PageSet
+}
+
+/** A machine's memory and what has been written to it since which moment. No vCPU runs while it is asked for anything. */
+export class MachineRam {
+  readonly #tracked: readonly Tracked[]
+
+  constructor(regions: readonly GuestRegion[]) {
+    this.#tracked = regions.map(region => ({
+      region,
+      sinceImage: new PageSet(region.size),
+      sinceSnapshot: new PageSet(region.size),
+    }))
+  }
+
+  get regions(): readonly GuestRegion[] {
+    return this.#tracked.map(({ region }) => region)
+  }
+
+  /** From now on it is known what is written. */
+  track(): void {
+    for (const { region } of this.#tracked) if (!region.logsDirty) region.setLogDirty(true)
+  }
+
+  /** The memory as it is now. The first time nothing is copied, then only what was written since the time before. */
+  freeze(): RamImage {
+    this.#sweep()
+    const images = this.#tracked.map(({ region, sinceImage }) => region.freeze(sinceImage))
+    for (const { sinceImage } of this.#tracked) sinceImage.clear()
+    this.track()
+    return images
+  }
+
+  /** Makes the memory `images` again. To the last image, what is copied is what was written since. */
+  rollback(images: RamImage): void {
+    this.#sweep()
+    for (const [i, { region, sinceImage, sinceSnapshot }] of this.#tracked.entries()) {
+      const image = images[i]!
+      // What goes back is written, too, from the point of view of the snapshot.
+      sinceSnapshot.addAll(sinceImage)
+      for (const { offset, length } of region.image?.differences(image) ?? []) sinceSnapshot.add(offset, length)
+      region.rollback(image, sinceImage)
+      sinceImage.clear()
+    }
+  }
+
+  /** What is to be saved: the pages written since the last snapshot, or all that may be other than zero. */
+  source(differential: boolean): MemorySource {
+    this.#sweep()
+    return {
+      regions: this.#tracked.map(({ region, sinceImage, sinceSnapshot }) => ({
+        guestAddress: region.guestAddress,
+        size: region.size,
+        chunks: region.chunks,
+        data: differential ? sinceSnapshot.ranges() : region.dataRanges(sinceImage),
+      })),
+    }
+  }
+
+  /** There is a snapshot on disk of the memory as it is now. */
+  saved(): void {
+    this.track()
+    for (const { sinceSnapshot } of this.#tracked) sinceSnapshot.clear()
+  }
+
+  /** Takes over what `other`, whose memory was the same a moment ago, has written since its last snapshot. */
+  inherit(other: MachineRam): void {
+    for (const [i, { sinceSnapshot }] of this.#tracked.entries()) {
+      sinceSnapshot.addAll(other.#tracked[i]!.sinceSnapshot)
+    }
+  }
+
+  #sweep(): void {
+    for (const { region, sinceImage, sinceSnapshot } of this.#tracked) {
+      if (!region.logsDirty) continue
+      const written = region.takeWritten()
+      sinceImage.addAll(written)
+      sinceSnapshot.addAll(written)
+    }
+  }
+}

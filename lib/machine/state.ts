@@ -1,0 +1,63 @@
+import { restoreVcpu, saveVcpu, type VcpuPlan, type VcpuState, vcpuPlan } from '../arch/x86_64/vcpu-state.js'
+import { type ClockMode, restoreClock, restoreVm, saveVm } from '../arch/x86_64/vm-state.js'
+import type { Json } from '../devices/device.js'
+import type { Vcpu } from '../kvm/vcpu.js'
+import type { Parts } from './builder.js'
+
+/** A machine at one moment, but for its memory. */
+export interface Moment {
+  readonly vm: Readonly<Record<string, Uint8Array>>
+  readonly vcpus: readonly VcpuState[]
+  readonly devices: Readonly<Record<string, Json>>
+}
+
+const plans = new WeakMap<Vcpu, VcpuPlan>()
+
+/** How the state of a vCPU is taken. Its CPUID does not change any more once it has run. */
+function planOf(vcpu: Vcpu, { msrIndices }: Parts): VcpuPlan {
+  const known = plans.get(vcpu)
+  if (known) return known
+  const plan = vcpuPlan(vcpu, msrIndices)
+  plans.set(vcpu, plan)
+  return plan
+}
+
+/**
+ * Takes the state of a paused machine.
+ * @throws {KvmError} this kernel cannot give a part of it; the message names which
+ */
+export function takeMoment(parts: Parts): Moment {
+  const { vm, vcpus, stateful } = parts
+  const states = vcpus.map(vcpu => saveVcpu(vcpu, planOf(vcpu, parts)))
+  const devices = Object.fromEntries(Object.entries(stateful).map(([name, device]) => [name, device.saveState()]))
+  return { vm: saveVm(vm), vcpus: states, devices }
+}
+
+export interface ApplyOptions {
+  readonly clock: ClockMode
+  /** The state is the machine's own, of an earlier moment. */
+  readonly rollback?: boolean
+}
+
+/**
+ * Gives a machine that does not run the state of `moment`. Its memory has its content already.
+ * @throws {KvmError} the kernel refuses a part of it; the message names which
+ * @throws {TypeError} a device's state is none
+ */
+export function applyMoment(parts: Parts, moment: Moment, { clock, rollback = false }: ApplyOptions): void {
+  const { vm, vcpus, stateful, pm } = parts
+  // The devices first, which set their interrupt lines: what that delivers is overwritten by what follows.
+  for (const [name, device] of Object.entries(stateful)) {
+    const state = moment.devices[name]
+    if (state === undefined) throw new TypeError(`the saved state has no device ${name}`)
+    device.loadState(state)
+  }
+  restoreVm(vm, moment.vm)
+  // As late as can be: what passes from here on, the guest's clocks do not make up for.
+  const shift = restoreClock(vm, moment.vm, clock)
+  pm.advance(shift.elapsed)
+  for (const [i, vcpu] of vcpus.entries()) {
+    const state = moment.vcpus[i]!
+    restoreVcpu(vcpu, state, { tscShift: shift.tscShift(state), rollback })
+  }
+}
