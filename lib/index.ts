@@ -25,7 +25,7 @@ export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
 export {
   Machine,
   type MachineEnd,
-  type MachineState as MachineRunState,
+  type MachineState,
   type RestoreOptions,
   type SnapshotOptions,
 } from './machine/machine.js'

@@ -1,9 +1,11 @@
 import { constants } from 'node:os'
 import { KvmError } from '../errors.js'
+import { checkNestedState } from '../nested/rules.js'
 import type { NativeVcpu } from './binding.js'
 import { cap } from './capabilities.js'
 import { CoalescedRing } from './coalesced-ring.js'
 import { ExitReader, type VcpuExit } from './exit.js'
+import { nestedVcpu } from './nested-vcpu.js'
 import {
   type CpuidEntry,
   KVM_VCPU_TSC_CTRL,
@@ -322,11 +324,13 @@ export class Vcpu {
 
   /**
    * KVM_SET_NESTED_STATE (KVM API 4.115, KVM_CAP_NESTED_STATE): what `getNestedState` gave. EFER.SVME or CR4.VMXE must
-   * be set before (`setSregs2`).
-   * @throws {KvmError} this host has no nested state (EOPNOTSUPP), or the state is not valid (EINVAL)
+   * be set before (`setSregs2`). It is checked first, for KVM would say no more than EINVAL; a refused one changes nothing.
+   * @throws {NestedStateError} it breaks a rule of KVM's; the message names the rule and the field
+   * @throws {KvmError} this host has no nested state (EOPNOTSUPP), or refuses it for a reason of its own (EINVAL)
    */
   setNestedState(state: Uint8Array): void {
     this.#nestedStateSize('KVM_SET_NESTED_STATE')
+    checkNestedState(state, nestedVcpu(this, decodeCpuid(this.configuredCpuid)))
     this.native.setNestedState(state)
   }
 

@@ -129,7 +129,7 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   const msrs = msrsByPhase(state, tscShift !== undefined)
   // Out of L2 and out of VMX operation first: in there, SREGS that turn off EFER.SVME or CR4.VMXE are refused.
   const nested = state.KVM_GET_NESTED_STATE
-  if (nested) vcpu.setNestedState(idleNestedState(nested))
+  if (nested) native.setNestedState(idleNestedState(nested))
   if (!rollback) {
     // Before everything that it allows or forbids.
     vcpu.setRawCpuid(part(state, 'KVM_SET_CPUID2').slice())
@@ -156,7 +156,8 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   native.setMpState(part(state, 'KVM_GET_MP_STATE'))
   native.setDebugregs(part(state, 'KVM_GET_DEBUGREGS'))
   // Last: it checks itself against all of the above.
-  if (nested) vcpu.setNestedState(nested)
+  if (nested && rollback) native.setNestedState(nested)
+  else if (nested) vcpu.setNestedState(nested)
   if (!rollback) checkDerivedMsrs(vcpu, msrs.derived)
   tellOfPause(vcpu)
 }
