@@ -1,9 +1,10 @@
 import { constants } from 'node:os'
-import { Command, InvalidArgumentError } from 'commander'
+import { Command, InvalidArgumentError, Option } from 'commander'
 import { Lab, type LabOptions } from '../index.js'
 import { printJson } from './output.js'
 
 interface LabFlags {
+  vendor: 'svm' | 'vmx'
   json?: boolean
   memory?: string
   cpus?: number
@@ -31,6 +32,11 @@ export function labCommand(): Command {
   return new Command('lab')
     .description('run a command in an emulated host where nested virtualization works')
     .argument('<command...>', 'the command and its arguments, after --')
+    .addOption(
+      new Option('--vendor <extension>', 'the virtualization extension that it has')
+        .choices(['svm', 'vmx'])
+        .default('svm'),
+    )
     .option('--memory <size>', 'memory of the emulated host (default: 3G)')
     .option('--cpus <n>', 'its processors (default: as many as here, at most 2)', numeric)
     .option('--timeout <seconds>', 'end it after this time, boot included (default: no limit)', numeric)
@@ -46,6 +52,7 @@ export function labCommand(): Command {
 async function run(command: string[], flags: LabFlags): Promise<number> {
   const say = (message: string) => void process.stderr.write(`nested-kvm lab: ${message}\n`)
   const options: LabOptions = {
+    vendor: flags.vendor,
     onFetch: say,
     ...(flags.verbose || process.stderr.isTTY ? { onBoot: say } : {}),
     ...(flags.memory === undefined ? {} : { memory: flags.memory }),

@@ -1,4 +1,4 @@
-import { mkdir, readdir } from 'node:fs/promises'
+import { access, mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ConfigError } from '../errors.js'
 import { findProgram, outputOf } from './command.js'
@@ -8,6 +8,9 @@ export type Progress = (message: string) => void
 
 /** Another apt may be at work: wait for it instead of failing. */
 const WAIT_FOR_LOCK = ['-o', 'DPkg::Lock::Timeout=300']
+
+/** Debian's archive keys, of all its suites. */
+const DEBIAN_KEYS = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 /** The package lists were brought up to date by this process already. */
 let updated = false
@@ -44,6 +47,49 @@ export async function unpackPackage(
     }
     throw failure
   })
+}
+
+/**
+ * Downloads the upstream archive of a source package from another `suite` of the distribution that this machine's apt sources name, and
+ * unpacks it into `directory`. This machine's own apt sources and lists stay as they are.
+ *
+ * @throws ConfigError where there is no apt, or it cannot be had.
+ */
+export async function unpackSource(name: string, suite: string, directory: string, progress: Progress): Promise<void> {
+  await needApt(name)
+  await withUpdate(name, progress, async () => {
+    progress(`downloading the source of ${name} from ${suite}`)
+    const work = join(directory, 'apt')
+    const lists = join(work, 'lists')
+    await mkdir(join(lists, 'partial'), { recursive: true })
+    const sources = join(work, 'suite.sources')
+    await writeFile(sources, await sourceEntry(suite))
+    const own = [`Dir::Etc::sourcelist=${sources}`, 'Dir::Etc::sourceparts=/dev/null', `Dir::State::lists=${lists}`]
+    own.push(`Dir::Cache=${work}`, 'APT::Sandbox::User=root')
+    const options = own.flatMap(option => ['-o', option])
+    await outputOf('apt-get', ['update', '-q', ...options])
+    await outputOf('apt-get', ['source', '-q', '--tar-only', ...options, name], work)
+    const archive = (await readdir(work)).find(file => file.startsWith(`${name}_`) && file.includes('.orig.tar'))
+    if (archive === undefined) throw new Error(`apt-get source ${name} left no archive`)
+    progress(`unpacking ${archive}`)
+    await outputOf('tar', ['-xf', join(work, archive), '-C', directory, '--strip-components=1'])
+    await rm(work, { recursive: true })
+  })
+}
+
+/** Where this machine has its release from, that suite is, too (sources.list(5), DEB822-STYLE FORMAT). */
+async function sourceEntry(suite: string): Promise<string> {
+  const format = '$(REPO_URI) $(RELEASE) $(COMPONENT)'
+  const targets = await outputOf('apt-get', ['indextargets', '--format', format, 'Created-By: Packages'])
+  // Not of an addition to a release (-updates, -security), which has few packages.
+  const uri = /^(\S+) [^\s-]+ main$/m.exec(targets)?.[1]
+  if (uri === undefined) throw new Error('the apt sources name no release with a component main')
+  const lines = ['Types: deb-src', `URIs: ${uri}`, `Suites: ${suite}`, 'Components: main']
+  const key = await access(DEBIAN_KEYS).then(
+    () => [`Signed-By: ${DEBIAN_KEYS}`],
+    () => [],
+  )
+  return `${[...lines, ...key].join('\n')}\n`
 }
 
 /** Installs a package on this machine, where we are root. Throws ConfigError otherwise, saying what to run. */

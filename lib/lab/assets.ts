@@ -3,6 +3,7 @@ import { join, relative } from 'node:path'
 import { programFiles } from '../boot/program-files.js'
 import { ConfigError } from '../errors.js'
 import { installPackage, kernelPackages, type Progress, unpackPackage } from './apt.js'
+import { buildBochs, builtBochs } from './bochs-build.js'
 import { cached } from './cache.js'
 import { findProgram, outputOf } from './command.js'
 import { APPLETS } from './guest-files.js'
@@ -23,8 +24,21 @@ export interface KernelAsset {
   readonly release: string
 }
 
+export interface BochsAsset {
+  readonly program: string
+  /** As in `3.0`. */
+  readonly version: string
+  /** The PC's firmware and its VGA adapter's. */
+  readonly bios: string
+  readonly vgaBios: string
+  /** Built for speed; the distribution's is a debugger. */
+  readonly fast: boolean
+}
+
 /** What can be found or fetched. */
 export interface Assets {
+  /** Bochs, the fast one that `setUpBochs` builds where it has been built. */
+  readonly bochs: BochsAsset
   readonly qemu: { readonly program: string; readonly version: string }
   /** Debian's generic kernel: it has 9p and every device. For the emulated host. */
   readonly labKernel: KernelAsset
@@ -50,7 +64,7 @@ const KERNELS = {
 
 /** Without these a kernel is of no use; the others are kept where it has them. */
 const NEEDED_MODULES = {
-  labKernel: ['kvm_amd', 'kvm_intel', '9p', '9pnet_virtio', 'virtio_pci', 'virtio_console'],
+  labKernel: ['kvm_amd', 'kvm_intel', '9p', '9pnet_virtio', 'virtio_pci', 'virtio_console', '9pnet_fd', 'e1000'],
   guestKernel: ['kvm_amd', 'kvm_intel'],
 } as const
 const USEFUL_MODULES = ['virtio_pci', 'virtio_mmio', 'virtio_console', 'virtio_blk', 'virtio_net', 'virtio_rng']
@@ -88,6 +102,7 @@ export async function ensureAssets<K extends AssetKind>(
 
 const ensure: { [K in AssetKind]: (progress: Progress) => Promise<Assets[K]> } = {
   qemu: ensureQemu,
+  bochs: ensureBochs,
   busybox: ensureBusybox,
   labKernel: progress => ensureKernel('labKernel', progress),
   guestKernel: progress => ensureKernel('guestKernel', progress),
@@ -127,6 +142,23 @@ async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
     )
   }
   return { program, version: `${major}.${minor}` }
+}
+
+/** The fast build where there is one, else this machine's, else the fast one is built. */
+async function ensureBochs(progress: Progress): Promise<BochsAsset> {
+  const built = await builtBochs()
+  if (built !== undefined) return fastBochs(built)
+  return fastBochs(await buildBochs(progress))
+}
+
+/** Builds the fast Bochs from the distribution's source, unless the cache has it. Throws as `ensureAssets` does. */
+export async function setUpBochs(options: { onProgress?: Progress } = {}): Promise<BochsAsset> {
+  return fastBochs(await buildBochs(options.onProgress ?? (() => {})))
+}
+
+function fastBochs(directory: string): BochsAsset {
+  const [program, bios, vgaBios] = ['bochs', 'bios.bin', 'vgabios.bin'].map(name => join(directory, name))
+  return { program: program!, version: '3.0', bios: bios!, vgaBios: vgaBios!, fast: true }
 }
 
 async function ensureBusybox(progress: Progress): Promise<Assets['busybox']> {

@@ -29,6 +29,19 @@ export function cacheDirectory(): string {
   return join(base && isAbsolute(base) ? base : join(homedir(), '.cache'), 'nested-kvm')
 }
 
+/** Its files, and what its maker said of it. */
+export interface CacheEntry<Facts> {
+  readonly directory: string
+  readonly facts: Facts
+}
+
+/** The cache entry `name`, verified, where that recipe has made one. */
+export async function inCache<Facts>(name: string, recipe: string): Promise<CacheEntry<Facts> | undefined> {
+  const directory = join(cacheDirectory(), name)
+  const facts = await verified<Facts>(directory, recipe)
+  return facts === undefined ? undefined : { directory, facts }
+}
+
 /**
  * The cache entry `name`, verified, and made first where it is missing, damaged, or was made by another `recipe`.
  *
@@ -41,11 +54,11 @@ export async function cached<Facts>(
   name: string,
   recipe: string,
   make: (directory: string) => Promise<Facts>,
-): Promise<{ directory: string; facts: Facts }> {
+): Promise<CacheEntry<Facts>> {
   const cache = cacheDirectory()
   const directory = join(cache, name)
-  const known = await verified<Facts>(directory, recipe)
-  if (known) return { directory, facts: known }
+  const known = await inCache<Facts>(name, recipe)
+  if (known) return known
 
   const work = join(cache, `.${name}.${process.pid}.${randomUUID()}`)
   await mkdir(work, { recursive: true }).catch((error: NodeJS.ErrnoException) => {
@@ -74,7 +87,7 @@ async function putInPlace<Facts>(work: string, directory: string, recipe: string
       if (code !== 'ENOTEMPTY' && code !== 'EEXIST' && code !== 'ENOTDIR') throw error
     }
     const theirs = await verified<Facts>(directory, recipe)
-    if (theirs) return theirs
+    if (theirs !== undefined) return theirs
     // Away with the bad one. Whoever else does so at this moment may be first, which is as good.
     const away = `${work}.old`
     await rename(directory, away).catch(ignoreMissing)

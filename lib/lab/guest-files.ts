@@ -1,5 +1,5 @@
 import type { InitramfsEntry } from '../boot/initramfs.js'
-import type { Emulator, Share } from './emulator.js'
+import { CHANNELS, type Emulator, type Share } from './emulator.js'
 import type { KernelModule } from './modules.js'
 
 /** Where the lab's own files are in the running guest: below a tmpfs, so nothing of the host is touched. */
@@ -69,8 +69,7 @@ function initScript(plan: GuestPlan): string {
     return `insmod /modules/${name}.ko${parameters} || fail "module ${name} does not load"`
   })
   const mount = (share: Share, at: string) =>
-    `mount -t ${emulator.shareType} -o ${shellQuote(emulator.shareOptions(share))} ${share.tag} ${shellQuote(at)}` +
-    ` || fail ${shellQuote(`${share.path} cannot be mounted`)}`
+    `mount ${emulator.mountWords(share)} ${shellQuote(at)} || fail ${shellQuote(`${share.path} cannot be mounted`)}`
   const root = plan.shares.find(({ tag }) => tag === 'root')!
   const others = plan.shares.filter(share => share !== root)
   const mounts = [
@@ -89,6 +88,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 ${insmod.join('\n')}
+${emulator.guestSetup}
 ${mount(root, '/host')}
 mount --bind /host /root
 for dir in /tmp /run; do mount -t tmpfs -o mode=1777 tmpfs /root$dir || fail "no place for $dir"; done
@@ -114,6 +114,7 @@ exec switch_root /root ${HOME}/bin/sh ${HOME}/session
  * talks to FIFOs, as it would to pipes under any other parent: the ports themselves can be opened only once.
  */
 function sessionScript(plan: GuestPlan): string {
+  const { emulator } = plan
   return `export PATH=${HOME}/bin
 cd ${HOME}
 fail() { echo "nested-kvm lab: $*"; poweroff -f; }
@@ -122,38 +123,27 @@ ifconfig lo up
 # What the command writes to this machine's files is not to sit in the guest: it may be ended at any time.
 echo 100 > /proc/sys/vm/dirty_expire_centisecs
 echo 50 > /proc/sys/vm/dirty_writeback_centisecs
-port() {
-  tries=0
-  while :; do
-    for entry in /sys/class/virtio-ports/*; do
-      [ -e $entry/name ] && read -r name < $entry/name && [ "$name" = lab.$1 ] && [ -c /dev/\${entry##*/} ] &&
-        eval "$1=/dev/\${entry##*/}" && return
-    done
-    tries=$((tries + 1))
-    [ $tries -gt 500 ] && fail "channel $1 is missing"
-    usleep 10000
-  done
-}
-for name in control stdin stdout stderr; do port $name; done
+${emulator.guestPort}
+for name in ${CHANNELS.join(' ')}; do port $name; done
 mkfifo in out err
 # Signals arrive as lines; when the lab goes away so does the guest.
-exec 3<> $control
+exec 3> $control
 {
-  while read -r signal <&3; do
+  while read -r signal; do
     [ -s pid ] && read -r pid < pid && kill -$signal -$pid
-  done
+  done < $signals
   poweroff -f
-} 2> /dev/null &
+} 2> /dev/null 3>&- &
 reader=$!
-cat < out > $stdout 3<&- &
+cat < out > $stdout 3>&- &
 out=$!
-cat < err > $stderr 3<&- &
+cat < err > $stderr 3>&- &
 err=$!
-${plan.stdin ? 'cat < $stdin > in 2> /dev/null 3<&- &' : ''}
+${plan.stdin ? 'cat < $stdin > in 2> /dev/null 3>&- &' : ''}
 echo ready >&3
 # Not in the background, where a shell without job control would have it ignore SIGINT.
 # In a subshell, or what this shell says of the command's end would go to the command's own standard error.
-(exec ${HOME}/bin/sh command < ${plan.stdin ? 'in' : '/dev/null'} > out 2> err 3<&-)
+(exec ${HOME}/bin/sh command < ${plan.stdin ? 'in' : '/dev/null'} > out 2> err 3>&-)
 status=$?
 # What the command left behind would hold its output open for ever.
 for dir in /proc/[0-9]*; do

@@ -1,13 +1,14 @@
-import { randomUUID } from 'node:crypto'
-import { type FileHandle, open, realpath, unlink } from 'node:fs/promises'
-import { availableParallelism, tmpdir, totalmem } from 'node:os'
-import { basename, dirname, join, resolve } from 'node:path'
+import { realpath } from 'node:fs/promises'
+import { availableParallelism, totalmem } from 'node:os'
+import { basename, dirname, resolve } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { buildInitramfs } from '../boot/initramfs.js'
 import { parseSize } from '../config/machine-config.js'
 import { ConfigError, GuestError, TimeoutError } from '../errors.js'
+import type { Progress } from './apt.js'
 import { cacheDirectory, ensureAssets } from './assets.js'
+import { bochsEmulator } from './bochs.js'
 import { ConsoleLog } from './console-log.js'
 import type { Emulator, RunningEmulator, Share } from './emulator.js'
 import { labEnvironment } from './environment.js'
@@ -22,8 +23,13 @@ const LEAST_MEMORY = 512 * MIB
 /** More processors than this gain nothing: the emulator's threads wait for each other. */
 const MOST_DEFAULT_CPUS = 2
 const TAIL_LINES = 25
+const DEFAULT_VENDOR = 'svm'
+
+export type Vendor = Emulator['vendor']
 
 export interface LabOptions {
+  /** The virtualization extension of the emulated host. Default: `svm`, which is the quicker one. */
+  readonly vendor?: Vendor
   /** The command's working directory, which it may write to. Default: ours. */
   readonly cwd?: string
   /** Added to what `labEnvironment` takes over from ours. */
@@ -100,12 +106,13 @@ export class Lab {
     const shares = await sharesOf(options)
     options.abort?.throwIfAborted()
 
-    const assets = await ensureAssets(['qemu', 'labKernel', 'busybox'], onFetch ? { onProgress: onFetch } : {})
-    const emulator = qemuEmulator(assets.qemu.program)
+    const fetching = onFetch ? { onProgress: onFetch } : {}
+    const emulator = await emulatorFor(options.vendor ?? DEFAULT_VENDOR, fetching)
+    const assets = await ensureAssets(['labKernel', 'busybox'], fetching)
     const tree = await ModuleTree.open(assets.labKernel.modulesDir)
     const modules = await tree.load(...emulator.guestModules, emulator.kvmModule)
     const cwd = shares.cwd
-    const initramfs = await buildInitramfs(
+    const initrd = await buildInitramfs(
       guestFiles({
         busybox: assets.busybox.program,
         modules,
@@ -118,22 +125,17 @@ export class Lab {
         stdin: options.stdin !== undefined,
       }),
     )
-    const initrd = await unnamedFile(initramfs)
-    try {
-      options.abort?.throwIfAborted()
-      onBoot?.(`starting ${emulator.name}, Linux ${assets.labKernel.release}`)
-      const running = emulator.start({
-        kernel: assets.labKernel.image,
-        initrd: initrd.fd,
-        commandLine: commandLine(emulator, options.console !== undefined),
-        memoryBytes: memory,
-        cpus,
-        shares: shares.list,
-      })
-      return new Lab(running, emulator.name, options)
-    } finally {
-      await initrd.close()
-    }
+    options.abort?.throwIfAborted()
+    onBoot?.(`starting ${emulator.name}, Linux ${assets.labKernel.release}`)
+    const running = await emulator.start({
+      kernel: assets.labKernel.image,
+      initrd,
+      commandLine: commandLine(emulator, options.console !== undefined),
+      memoryBytes: memory,
+      cpus,
+      shares: shares.list,
+    })
+    return new Lab(running, emulator.name, options)
   }
 
   /** A lab over an emulator that was started already; `Lab.start` is the usual way to one. `emulator` is its name. */
@@ -157,7 +159,7 @@ export class Lab {
   /** Sends a signal to the command and all that it started. False where none runs (yet), so that nobody got it. */
   signal(name: NodeJS.Signals): boolean {
     if (this.#bootSeconds === 0 || this.#exitCode !== undefined) return false
-    this.#running.control.write(`${name.replace(/^SIG/, '')}\n`)
+    this.#running.signals.write(`${name.replace(/^SIG/, '')}\n`)
     return true
   }
 
@@ -177,6 +179,7 @@ export class Lab {
     const stderr = forward(running.stderr, options.stderr, error => this.kill(error))
     options.stdin?.pipe(running.stdin)
     running.stdin.resume()
+    running.signals.resume()
     const { timeout } = options
     const timer = timeout === undefined ? undefined : setTimeout(() => this.#timedOut(timeout), timeout * 1000)
     const aborted = () => this.kill(asError(options.abort?.reason))
@@ -230,6 +233,17 @@ export class Lab {
   }
 }
 
+async function emulatorFor(vendor: Vendor, fetching: { onProgress?: Progress }): Promise<Emulator> {
+  switch (vendor) {
+    case 'svm':
+      return qemuEmulator((await ensureAssets(['qemu'], fetching)).qemu.program)
+    case 'vmx':
+      return bochsEmulator((await ensureAssets(['bochs'], fetching)).bochs)
+    default:
+      throw new ConfigError('vendor', vendor, 'is not an extension that can be emulated', 'give svm or vmx')
+  }
+}
+
 /**
  * What the kernel is told beside what its emulator needs. Mitigations, audit and self-tests cost time and protect nobody here, and the
  * emulator's TSC needs no comparison with other clocks. A panic ends the emulator (`-no-reboot`) instead of hanging.
@@ -275,20 +289,6 @@ function readLines(from: Readable, take: (line: string) => void): void {
 
 function asError(reason: unknown): Error {
   return reason instanceof Error ? reason : new Error(String(reason))
-}
-
-/** A file without a name: whatever becomes of us, nothing is left behind. */
-async function unnamedFile(content: Uint8Array): Promise<FileHandle> {
-  const path = join(tmpdir(), `nested-kvm-${randomUUID()}`)
-  const file = await open(path, 'wx+', 0o600)
-  try {
-    await unlink(path)
-    await file.writeFile(content)
-    return file
-  } catch (error) {
-    await file.close()
-    throw error
-  }
 }
 
 async function sharesOf(options: LabOptions): Promise<{ list: Share[]; visible: string[]; cwd: string }> {

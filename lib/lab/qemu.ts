@@ -1,15 +1,19 @@
 import { spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import type { Duplex, Readable } from 'node:stream'
-import type { EmulatedMachine, Emulator, EmulatorEnd, RunningEmulator, Share } from './emulator.js'
-
-/** What runs QEMU so that the kernel kills it when we die, even by SIGKILL (util-linux: setpriv(1), --pdeathsig). */
-const SETPRIV = '/usr/bin/setpriv'
+import {
+  type EmulatedMachine,
+  type Emulator,
+  endingWithUs,
+  endOf,
+  type RunningEmulator,
+  type Share,
+  unnamedFile,
+} from './emulator.js'
 
 // File descriptors in QEMU. Sockets and the initramfs are inherited, so nothing is left on disk whatever happens.
 const FD_CONSOLE = 3
-const FD_INITRD = 8
-const PORTS = { control: 4, stdin: 5, stdout: 6, stderr: 7 } as const
+const PORTS = { control: 4, signals: 5, stdin: 6, stdout: 7, stderr: 8 } as const
+const FD_INITRD = 9
 
 /**
  * QEMU's own interpreter of x86 (TCG), whose AMD CPU has SVM with nested paging. It has no NRIPS, no decode assists
@@ -25,8 +29,9 @@ export function qemuEmulator(program: string): Emulator {
     kvmModule: 'kvm_amd',
     kvmParameters: ['nested=1'],
     commandLine: ['console=ttyS0'],
-    shareType: '9p',
-    shareOptions,
+    guestSetup: '',
+    mountWords: share => `-t 9p -o ${shareOptions(share)} ${share.tag}`,
+    guestPort: PORT_FUNCTION,
     start: machine => start(program, machine),
   }
 }
@@ -40,40 +45,45 @@ function shareOptions(share: Share): string {
   return [share.writable ? 'rw' : 'ro', ...options].join(',')
 }
 
-function start(program: string, machine: EmulatedMachine): RunningEmulator {
-  const [command, ...args] = [...wrapper(), program, ...qemuArguments(machine)]
-  const child = spawn(command!, args, {
+/** Virtio-serial ports tell their names in sysfs; they may come a little later than their driver. */
+const PORT_FUNCTION = `port() {
+  tries=0
+  while :; do
+    for entry in /sys/class/virtio-ports/*; do
+      [ -e $entry/name ] && read -r name < $entry/name && [ "$name" = lab.$1 ] && [ -c /dev/\${entry##*/} ] &&
+        eval "$1=/dev/\${entry##*/}" && return
+    done
+    tries=$((tries + 1))
+    [ $tries -gt 500 ] && fail "channel $1 is missing"
+    usleep 10000
+  done
+}`
+
+async function start(program: string, machine: EmulatedMachine): Promise<RunningEmulator> {
+  const initrd = await unnamedFile(machine.initrd)
+  const child = spawn(...endingWithUs(program, qemuArguments(machine)), {
     // Its own session: a Ctrl-C on our terminal is for the command in the guest, not for QEMU.
     detached: true,
-    stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', machine.initrd],
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', initrd.fd],
   })
-  let message = ''
-  child.stderr?.setEncoding('utf8').on('data', text => {
-    message = (message + text).slice(-4096)
-  })
+  const ended = endOf(child)
+  await initrd.close()
   const channel = (fd: number): Duplex => {
     const socket = child.stdio[fd] as Duplex
     // A guest that ends first breaks the pipe; how it ended is told by `ended`.
     socket.on('error', () => {})
     return socket
   }
-  const ended = new Promise<EmulatorEnd>(resolve => {
-    child.once('error', error => resolve({ exitCode: null, signal: null, message: error.message }))
-    child.once('close', (exitCode, signal) => resolve({ exitCode, signal, message: message.trim() }))
-  })
   return {
     console: channel(FD_CONSOLE) as Readable,
     control: channel(PORTS.control),
+    signals: channel(PORTS.signals),
     stdin: channel(PORTS.stdin),
     stdout: channel(PORTS.stdout),
     stderr: channel(PORTS.stderr),
     ended,
     kill: () => void child.kill('SIGKILL'),
   }
-}
-
-function wrapper(): string[] {
-  return existsSync(SETPRIV) ? [SETPRIV, '--pdeathsig', 'KILL', '--'] : []
 }
 
 /** QEMU's command line (QEMU: docs/system/invocation), without the program. */

@@ -52,7 +52,7 @@ test('kvm is loaded with nesting on, and an outer directory is mounted before an
 test('a comma in a shared path does not end the QEMU option, and only writable shares are writable', () => {
   const args = qemuArguments({
     kernel: '/k',
-    initrd: 3,
+    initrd: Buffer.alloc(0),
     commandLine: 'quiet',
     memoryBytes: 2 ** 30,
     cpus: 2,

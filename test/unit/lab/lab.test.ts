@@ -11,7 +11,8 @@ class FakeEmulator implements RunningEmulator {
   readonly stderr = new PassThrough()
   readonly heard: string[] = []
   killed = 0
-  readonly control = this.#port()
+  readonly control = new PassThrough()
+  readonly signals = this.#port()
   readonly read: string[] = []
   readonly stdin = this.#port(this.read)
   #end!: (end: EmulatorEnd) => void
@@ -30,12 +31,12 @@ class FakeEmulator implements RunningEmulator {
   }
 
   tell(line: string): void {
-    this.control.push(`${line}\n`)
+    if (!this.control.writableEnded) this.control.write(`${line}\n`)
   }
 
   /** As a process does: its ends of the sockets close, then it is gone. */
   end(end: Partial<EmulatorEnd> = {}): void {
-    for (const stream of [this.console, this.stdout, this.stderr]) stream.end()
+    for (const stream of [this.console, this.control, this.stdout, this.stderr]) stream.end()
     this.#end({ exitCode: 0, signal: null, message: '', ...end })
   }
 
