@@ -17,6 +17,7 @@ export const CR4_PCIDE = 1n << 17n
 export const CR4_CET = 1n << 23n
 export const EFER_LME = 1n << 8n
 export const EFER_LMA = 1n << 10n
+export const EFER_NXE = 1n << 11n
 export const EFER_SVME = 1n << 12n
 
 /** Reserved in every processor: bits 15, 26, 27, 29 to 31 and above 32 (Intel SDM vol. 3, section 2.5; 32 is FRED). */
