@@ -110,10 +110,12 @@ enter_l2:
   mov rax, [${variable.reason}]
   ${reason.preemptionTimer === undefined ? '' : `cmp eax, ${reason.preemptionTimer}\n je on_timer`}
   mov rbx, ${at.PRIME}
-  mov rax, [${variable.hash}]
-  xor rax, [${variable.reason}]
+  xor rax, [${variable.hash}]
   imul rax, rbx
+  # Nor is where in its wait L2 was interrupted.
+  ${reason.interruptWindow === undefined ? '' : `cmp dword ptr [${variable.reason}], ${reason.interruptWindow}\n je 1f`}
   xor rax, [${variable.rip}]
+1:
   imul rax, rbx
   mov [${variable.hash}], rax
   inc qword ptr [${variable.exits}]
@@ -201,7 +203,9 @@ ended:
   shr rax, 32
   report ${at.station.l1Hash}
   cli
+1:
   hlt
+  jmp 1b
 
   # RAX into L1's hash, which RAX then is.
 mix:

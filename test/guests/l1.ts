@@ -1,7 +1,7 @@
 import type { CpuidEntry } from '../../lib/kvm/structs.js'
 import { assemble } from './assemble.js'
 import * as at from './l1-layout.js'
-import { l1Source, usesApic } from './l1-source.js'
+import { l1Source } from './l1-source.js'
 import { loadL2, writeGate, writeGdt } from './l2.js'
 import { svm, writeVmcb } from './svm-l1.js'
 import { vmx } from './vmx-l1.js'
@@ -22,8 +22,6 @@ export interface L1Options {
   /** vmx: the value of the VMX-preemption timer. L1 goes on to the end only once it has fired. */
   timer?: number
 }
-
-export { usesApic }
 
 export type Extension = 'svm' | 'vmx'
 
