@@ -1,34 +1,73 @@
-import { createHash } from 'node:crypto'
-import { crc32 } from 'node:zlib'
+import { type CipherChaCha20Poly1305, createCipheriv, createHash } from 'node:crypto'
 import { SnapshotError } from '../errors.js'
 import { DAMAGED } from './fields.js'
-import { CHUNK_SIZE, type Extent, FILES } from './format.js'
+import { CHUNK_SIZE, type Extent, FILES, PAGE_SIZE } from './format.js'
+import { nonZeroRuns } from './zeros.js'
 
 /*
  * A region of memory is cut into chunks of CHUNK_SIZE, counted from its start. A chunk has a checksum if an extent has a
- * byte in it (a full snapshot has one extent, the region). The checksum is the CRC-32 of the bytes of the extents in that
- * chunk, in order: so it costs a differential what it has of pages, and nothing that is read is without one.
+ * byte in it (a full snapshot has one extent, the region). All zero: 0. Else the first 8 bytes of Poly1305 (RFC 8439, as
+ * ChaCha20-Poly1305 gives it for AAD under a key and nonce of zeros) over its pages that are not zero, in order, and a map of
+ * 256 bits that tells which these are, lowest bit first. A page that no extent has counts as zero.
+ *
+ * Why not a CRC: this takes a fifth of the time of zlib's, and what a save does beside copying must not be seen. It finds
+ * damage, not malice.
  */
 
-export const ZEROS = Buffer.alloc(CHUNK_SIZE)
-const ZERO_CHUNK = crc32(ZEROS)
+export const CHECKSUM_SIZE = 8
+const KEY = Buffer.alloc(32)
+const NONCE = Buffer.alloc(12)
+const NO_TEXT = { plaintextLength: 0 }
+const PAGES_PER_CHUNK = CHUNK_SIZE / PAGE_SIZE
 
-/** The checksums of a region, as its pieces come by in ascending order. None may cross a boundary between chunks. */
+/** The checksums of a region, as its pages come by in ascending order. No piece may cross a boundary between chunks. */
 export class ChunkChecksums {
-  readonly #values: number[] = []
+  readonly #values: Uint8Array[] = []
   #chunk = -1
+  #sum: CipherChaCha20Poly1305 | undefined
+  #map = new Uint8Array(PAGES_PER_CHUNK / 8)
 
-  /** `zero`: the bytes are known to be all zero. */
-  add(offset: number, bytes: Uint8Array, zero = false): void {
-    const chunk = Math.floor(offset / CHUNK_SIZE)
-    if (chunk !== this.#chunk) {
-      this.#chunk = chunk
-      this.#values.push(zero && bytes.length === CHUNK_SIZE ? ZERO_CHUNK : crc32(bytes))
-    } else this.#values.push(crc32(bytes, this.#values.pop()))
+  /** Whole pages, in which the zero ones are looked for. `onRun` is given the others, before their sum is taken. */
+  add(offset: number, bytes: Buffer, onRun?: (run: Buffer, offset: number) => void): void {
+    this.addZeros(offset)
+    for (const [start, end] of nonZeroRuns(bytes)) {
+      const run = bytes.subarray(start, end)
+      onRun?.(run, offset + start)
+      this.#sum ??= createCipheriv('chacha20-poly1305', KEY, NONCE, { authTagLength: 16 })
+      this.#sum.setAAD(run, NO_TEXT)
+      const page = (offset + start) / PAGE_SIZE
+      for (let i = 0; i < run.length / PAGE_SIZE; i++) {
+        const bit = (page + i) % PAGES_PER_CHUNK
+        this.#map[bit >> 3]! |= 1 << (bit & 7)
+      }
+    }
   }
 
-  get values(): readonly number[] {
-    return this.#values
+  /** Pages that are known to be zero. */
+  addZeros(offset: number): void {
+    const chunk = Math.floor(offset / CHUNK_SIZE)
+    if (chunk === this.#chunk) return
+    this.#finish()
+    this.#chunk = chunk
+  }
+
+  /** One after the other; nothing can be added after this. */
+  end(): Uint8Array {
+    this.#finish()
+    return Buffer.concat(this.#values)
+  }
+
+  #finish(): void {
+    if (this.#chunk < 0) return
+    let value: Uint8Array = new Uint8Array(CHECKSUM_SIZE)
+    if (this.#sum) {
+      this.#sum.setAAD(this.#map, NO_TEXT)
+      this.#sum.final()
+      value = this.#sum.getAuthTag().subarray(0, CHECKSUM_SIZE)
+      this.#sum = undefined
+      this.#map.fill(0)
+    }
+    this.#values.push(value)
   }
 }
 

@@ -62,7 +62,7 @@ export interface ManifestRegion {
   readonly fileOffset: number
   /** In `state`, of a differential only: pairs of u64, offset in the region and length of what `memory` has. */
   readonly extents?: Extent
-  /** In `state`: a u32 for each chunk of the region that has a byte in an extent, see `checksum.ts`. */
+  /** In `state`: 8 bytes for each chunk of the region that has a byte in an extent, see `checksum.ts`. */
   readonly checksums: Extent
 }
 

@@ -1,5 +1,5 @@
 import { SnapshotError } from '../errors.js'
-import { checkSum, countChunks, parseChecksums } from './checksum.js'
+import { CHECKSUM_SIZE, checkSum, countChunks, parseChecksums } from './checksum.js'
 import { DAMAGED } from './fields.js'
 import { type Blobs, type BlobTable, type Extent, FILES, type Manifest, PAGE_SIZE } from './format.js'
 import { parseManifest } from './manifest.js'
@@ -11,7 +11,7 @@ export interface LayerRegion {
   /** What this snapshot has of the region, ascending, not adjacent: the whole of it where it is no differential. */
   readonly extents: readonly Extent[]
   /** As `ChunkChecksums` gives them. */
-  readonly checksums: Uint32Array
+  readonly checksums: Uint8Array
 }
 
 /** One snapshot of a chain: its files read and checked, but for `memory`. */
@@ -42,10 +42,10 @@ export function readLayer(directory: string, manifest: Manifest, state: Uint8Arr
     const extents = region.extents
       ? decodeExtents(path, `extents of memory.regions[${i}]`, slice(state, region.extents), size)
       : [{ offset: 0, length: size }]
-    const checksums = decodeU32(slice(state, region.checksums))
-    const wanted = countChunks(extents)
+    const checksums = slice(state, region.checksums).slice()
+    const wanted = CHECKSUM_SIZE * countChunks(extents)
     if (checksums.length !== wanted) {
-      const problem = `checksums of memory.regions[${i}]: ${checksums.length} for ${wanted} chunks`
+      const problem = `checksums of memory.regions[${i}]: ${checksums.length} bytes, not ${wanted}`
       throw new SnapshotError(path, problem, DAMAGED)
     }
     return { guestAddress, size, fileOffset, extents, checksums }
@@ -65,19 +65,6 @@ export function encodeExtents(extents: readonly Extent[]): Buffer {
     bytes.writeBigUInt64LE(BigInt(length), 16 * i + 8)
   })
   return bytes
-}
-
-export function encodeU32(values: readonly number[]): Buffer {
-  const bytes = Buffer.alloc(4 * values.length)
-  values.forEach((value, i) => {
-    bytes.writeUInt32LE(value, 4 * i)
-  })
-  return bytes
-}
-
-function decodeU32(bytes: Uint8Array): Uint32Array {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
-  return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => view.getUint32(4 * i, true))
 }
 
 /** Whole pages within the region, ascending, with a gap between any two: only so is each page there once. */

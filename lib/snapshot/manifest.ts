@@ -1,4 +1,5 @@
 import { SnapshotError } from '../errors.js'
+import { CHECKSUM_SIZE } from './checksum.js'
 import { DAMAGED, Field } from './fields.js'
 import * as f from './format.js'
 
@@ -142,9 +143,9 @@ function parseMemory(memory: Field, differential: boolean): f.Manifest['memory']
       if (region.has('extents') !== differential) {
         region.at('extents').bad(differential ? 'a differential has them' : 'only a differential has them')
       }
-      const checksums = parseExtent(region.at('checksums'), 4)
+      const checksums = parseExtent(region.at('checksums'), CHECKSUM_SIZE)
       if (!differential) {
-        const wanted = 4 * Math.ceil(size / f.CHUNK_SIZE)
+        const wanted = CHECKSUM_SIZE * Math.ceil(size / f.CHUNK_SIZE)
         if (checksums.length !== wanted) region.at('checksums').at('length').bad(`the region needs ${wanted}`)
         return { guestAddress, size, fileOffset, checksums }
       }

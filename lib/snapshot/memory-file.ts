@@ -1,9 +1,8 @@
 import type { FileHandle } from 'node:fs/promises'
 import { setImmediate } from 'node:timers/promises'
-import { ChunkChecksums, ZEROS } from './checksum.js'
+import { ChunkChecksums } from './checksum.js'
 import { type Extent, PAGE_SIZE } from './format.js'
 import { SparseFile } from './sparse-file.js'
-import { nonZeroRuns } from './zeros.js'
 
 /** A part of a region that crosses no boundary between checksum chunks; without `bytes` it is known to be zero. */
 export interface Piece {
@@ -23,7 +22,7 @@ export interface RegionPlan {
 export interface WrittenRegion {
   readonly fileOffset: number
   readonly extents: readonly Extent[]
-  readonly checksums: readonly number[]
+  readonly checksums: Uint8Array
 }
 
 export interface ProgressOptions {
@@ -57,16 +56,15 @@ export async function writeMemory(
     for (const { extents, pieces, size } of regions) {
       const sums = new ChunkChecksums()
       for await (const { offset, length, bytes } of pieces) {
-        let zero = true
+        let wait: Promise<void> | undefined
         if (bytes) {
-          for (const [start, end] of nonZeroRuns(bytes)) {
-            zero = false
-            const wait = runs.add(bytes.subarray(start, end), fileOffset + offset + start)
-            if (wait) await wait
-          }
-        }
-        // Now, while what was just given to the file is on its way.
-        sums.add(offset, bytes ?? ZEROS.subarray(0, length), zero)
+          // The sum of a run is taken after it was given to the file: while it is on its way.
+          const base = fileOffset
+          sums.add(offset, bytes, (run, at) => {
+            wait = runs.add(run, base + at) ?? wait
+          })
+        } else sums.addZeros(offset)
+        if (wait) await wait
         done += length
         if (done - turn >= TURN) {
           turn = done
@@ -75,7 +73,7 @@ export async function writeMemory(
           onProgress?.(done, total)
         }
       }
-      written.push({ fileOffset, extents, checksums: sums.values })
+      written.push({ fileOffset, extents, checksums: sums.end() })
       fileOffset += size
     }
     await runs.flush()

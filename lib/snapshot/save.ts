@@ -6,7 +6,7 @@ import { SnapshotError } from '../errors.js'
 import { checkExtentCount, checkGeometry } from './chain.js'
 import { encodeChecksums } from './checksum.js'
 import * as f from './format.js'
-import { encodeExtents, encodeU32, readLayer, readManifest } from './layer.js'
+import { encodeExtents, readLayer, readManifest } from './layer.js'
 import { encodeManifest } from './manifest.js'
 import { type ProgressOptions, type RegionPlan, writeMemory } from './memory-file.js'
 import { checkSource, planDifferential, planFull } from './memory-source.js'
@@ -127,7 +127,7 @@ async function writeFiles(directory: string, draft: Draft, options: ProgressOpti
     size: draft.plan[i]!.size,
     fileOffset,
     ...(parent && { extents: state.add(encodeExtents(extents)) }),
-    checksums: state.add(encodeU32(checksums)),
+    checksums: state.add(checksums),
   }))
   const manifest: Omit<f.Manifest, 'stateSize'> = {
     format: f.FORMAT,

@@ -5,8 +5,9 @@ import type { FileHandle } from 'node:fs/promises'
 const IN_FLIGHT = 2 ** 23
 /** Up to this many bytes a hop to another thread and back costs more than the write. */
 const SMALL = 2 ** 16
-/** A small write that takes longer has met a disk that cannot follow: from then on all go by the other threads. */
-const SLOW_MS = 20
+/** A small write that takes longer has met a disk that cannot follow: the next ones go by the other threads. */
+const SLOW_MS = 10
+const AFTER_SLOW = 64
 
 /** Writes to a file at any place, several at once, without holding up the event loop. */
 export class SparseFile {
@@ -14,7 +15,8 @@ export class SparseFile {
   readonly #writes = new Set<Promise<void>>()
   #inFlight = 0
   #error: unknown
-  #slow = false
+  /** How many small writes still go by the other threads. */
+  #detour = 0
   /** Bytes written so far. */
   written = 0
 
@@ -26,12 +28,12 @@ export class SparseFile {
   write(bytes: Uint8Array, position: number): Promise<void> | undefined {
     if (this.#error) throw this.#error
     this.written += bytes.length
-    if (bytes.length <= SMALL && !this.#slow) {
+    if (bytes.length <= SMALL && --this.#detour < 0) {
       const started = performance.now()
       for (let at = 0; at < bytes.length; ) {
         at += writeSync(this.#file.fd, bytes, at, bytes.length - at, position + at)
       }
-      this.#slow = performance.now() - started > SLOW_MS
+      this.#detour = performance.now() - started > SLOW_MS ? AFTER_SLOW : 0
       return undefined
     }
     this.#inFlight += bytes.length

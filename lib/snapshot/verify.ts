@@ -1,6 +1,6 @@
 import { SnapshotError } from '../errors.js'
 import { type PlacedRegion, placeMemory } from './chain.js'
-import { ChunkChecksums } from './checksum.js'
+import { CHECKSUM_SIZE, ChunkChecksums } from './checksum.js'
 import { DAMAGED } from './fields.js'
 import { CHUNK_SIZE } from './format.js'
 import type { Layer } from './layer.js'
@@ -8,7 +8,6 @@ import type { ProgressOptions } from './memory-file.js'
 import { MemoryReader } from './memory-reader.js'
 import { readChain } from './read.js'
 import { systemProblem } from './system-error.js'
-import { nonZeroRuns } from './zeros.js'
 
 /**
  * Reads the memory of a snapshot and of all it is based on, and compares it with its checksums.
@@ -40,24 +39,25 @@ export async function verifyChain(chain: readonly Layer[], { onProgress, signal 
   }
 }
 
-async function verifyRegion(region: PlacedRegion, sums: Uint32Array, onRead: (bytes: number) => void): Promise<void> {
+async function verifyRegion(region: PlacedRegion, sums: Uint8Array, onRead: (bytes: number) => void): Promise<void> {
   const path = region.extents[0]?.file ?? ''
   const reader = new MemoryReader()
   let next = 0
   let read = 0
   try {
     for await (const { chunk, pieces } of reader.chunks(region.extents)) {
-      const actual = new ChunkChecksums()
+      const sum = new ChunkChecksums()
       for (const { offset, length, bytes } of pieces) {
-        actual.add(offset, bytes, nonZeroRuns(bytes).next().done)
+        sum.add(offset, bytes)
         read += length
       }
-      const expected = sums[next++]!
-      if (actual.values[0] !== expected) {
+      const actual = hex(sum.end())
+      const expected = hex(sums.subarray(CHECKSUM_SIZE * next, CHECKSUM_SIZE * ++next))
+      if (actual !== expected) {
         const from = region.guestAddress + chunk * CHUNK_SIZE
         const to = region.guestAddress + Math.min(region.size, (chunk + 1) * CHUNK_SIZE) - 1
-        const problem = `guest memory 0x${from.toString(16)}-0x${to.toString(16)}: CRC-32 ${hex(actual.values[0]!)}, not ${hex(expected)}`
-        throw new SnapshotError(path, problem, DAMAGED)
+        const where = `guest memory 0x${from.toString(16)}-0x${to.toString(16)}`
+        throw new SnapshotError(path, `${where}: its checksum is ${actual}, not ${expected}`, DAMAGED)
       }
       onRead(read)
     }
@@ -72,6 +72,6 @@ function bytesOf(region: PlacedRegion): number {
   return region.extents.reduce((sum, { length }) => sum + length, 0)
 }
 
-function hex(sum: number): string {
-  return sum.toString(16).padStart(8, '0')
+function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString('hex')
 }

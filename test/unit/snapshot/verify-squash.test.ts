@@ -49,7 +49,7 @@ describe('verifyMemory', () => {
   })
 
   test.each([
-    ['v0', 3, 'data', /v0\/memory: guest memory 0x0-0xfffff: CRC-32 [0-9a-f]{8}, not [0-9a-f]{8}; /],
+    ['v0', 3, 'data', /v0\/memory: guest memory 0x0-0xfffff: its checksum is [0-9a-f]{16}, not [0-9a-f]{16}; /],
     ['v0', 5 * MIB - 1, 'a hole', /v0\/memory: guest memory 0x400000-0x4fffff: /],
     ['v0', 5 * MIB + MIB + 100, 'the last, short chunk', /v0\/memory: guest memory 0x100100000-0x100100fff: /],
     ['v1', 300 * PAGE + PAGE + 4, 'a differential', /v1\/memory: guest memory 0x100000-0x1fffff: /],
@@ -110,7 +110,7 @@ describe('squashSnapshot', () => {
     await chainOfThree('d')
     flip(at('d0/memory'), 20 * PAGE)
     await expect(squashSnapshot(at('d2'), at('damaged'))).rejects.toThrow(
-      /d0\/memory: guest memory 0x0-0xfffff: CRC-32/,
+      /d0\/memory: guest memory 0x0-0xfffff: its checksum/,
     )
     expect(statSync(at('damaged'), { throwIfNoEntry: false })).toBeUndefined()
   })
