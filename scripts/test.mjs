@@ -1,43 +1,102 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or asan, not part of "all"
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or asan, not part of "all", or half
+//                                                of lab: svm, vmx
 //
-// lab runs on this host if guests of it can nest, else inside the emulated host. asan runs the kvm part over the
-// sanitized addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run
-// counts as failed.
-import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+// lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
+// extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
+// `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { root } from './paths.mjs'
 
 const results = join(root, 'build/test-results')
 const vitest = join(root, 'node_modules/vitest/vitest.mjs')
 const cli = join(root, 'dist/cli/main.js')
 
-/** Seconds after which the emulated host is ended, whatever hangs in it. */
-const labTimeout = '1800'
+/** Seconds of this machine after which an emulated host is ended, whatever hangs in it: times inside are its own. */
+const labTimeout = '1500'
 
-/** How each part is started: the words before vitest's own, the tests, the environment. */
+/**
+ * What a lab test takes in the emulated host with vmx, in seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. Its emulator runs on
+ * one processor, so the files are dealt out to VMX_LABS of them at once.
+ */
+const weights = { 'l1.test.ts': 130, 'tower.test.ts': 260, 'examples.test.ts': 60, 'nested-state.test.ts': 10 }
+const DEFAULT_WEIGHT = 60
+const VMX_LABS = 2
+
+/** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
-  unit: () => ({ tests: 'test/unit/' }),
-  kvm: () => ({ tests: 'test/kvm/' }),
-  package: () => ({ tests: 'test/package/' }),
-  // One file after the other: in an emulated host they would only take turns on its processors.
-  lab: () => ({ tests: 'test/lab/', prefix: labPrefix(), suffix: ['--no-file-parallelism'] }),
-  asan: () => ({ tests: 'test/kvm/', env: sanitizerEnvironment() }),
+  unit: () => [{ name: 'unit', tests: ['test/unit/'] }],
+  kvm: () => [{ name: 'kvm', tests: ['test/kvm/'] }],
+  package: () => [{ name: 'package', tests: ['test/package/'] }],
+  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options)),
+  svm: options => labRuns('svm', options),
+  vmx: options => labRuns('vmx', options),
+  asan: () => [{ name: 'asan', tests: ['test/kvm/'], env: sanitizerEnvironment() }],
 }
 
-function hostNests() {
-  return spawnSync(process.execPath, [cli, 'doctor', '--json'], { cwd: root, stdio: 'ignore' }).status === 0
+/** The runs of the lab's tests with one vendor's extension. */
+function labRuns(vendor, options) {
+  // One file after the other: in an emulated host they would only take turns on its processors.
+  const common = { suffix: ['--no-file-parallelism'] }
+  fetchGuests()
+  if (hostVendor() === vendor) return [{ ...common, name: vendor, tests: ['test/lab/'] }]
+  const setUp = settingUp(vendor)
+  const prefix = [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath]
+  const run = { ...common, prefix, setUp }
+  // With options of vitest's, files among them, it is left to it which tests run.
+  if (vendor === 'svm' || options.length > 0) return [{ ...run, name: vendor, tests: ['test/lab/'] }]
+  return deal(readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts'))).map((files, index) => ({
+    ...run,
+    name: `vmx-${index + 1}`,
+    tests: files.map(file => `test/lab/${file}`),
+  }))
+}
+
+let setUps = Promise.resolve()
+
+/**
+ * Fetches and builds a vendor's lab, once for all its runs, and one after the other, since apt does one thing at a time. What is wrong
+ * when that fails is told by the lab itself.
+ */
+function settingUp(vendor) {
+  let done
+  return () => {
+    if (done === undefined) {
+      done = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
+      setUps = done
+    }
+    return done
+  }
+}
+
+/** The heaviest first, each to whoever has the least. */
+function deal(files) {
+  const weight = file => weights[file] ?? DEFAULT_WEIGHT
+  const hands = Array.from({ length: Math.min(VMX_LABS, files.length) }, () => ({ files: [], load: 0 }))
+  for (const file of files.sort((a, b) => weight(b) - weight(a))) {
+    const hand = hands.reduce((least, hand) => (hand.load < least.load ? hand : least))
+    hand.files.push(file)
+    hand.load += weight(file)
+  }
+  return hands.map(({ files }) => files)
+}
+
+/** The extension that guests of this host can nest with, if any. */
+function hostVendor() {
+  const { status, stdout } = spawnSync(process.execPath, [cli, 'doctor', '--json'], { cwd: root, encoding: 'utf8' })
+  return status === 0 ? JSON.parse(stdout).extension : undefined
 }
 
 /** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
-function labPrefix() {
+function fetchGuests() {
   const fetch = `import { ensureAssets } from ${JSON.stringify(join(root, 'dist/index.js'))}
     await ensureAssets(['guestKernel', 'busybox'], { onProgress: message => console.error('test: ' + message) })`
   spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
-  return hostNests() ? [] : [cli, 'lab', '--timeout', labTimeout, '--', process.execPath]
 }
 
 function sanitizerEnvironment() {
@@ -67,26 +126,53 @@ function count(report) {
   }
 }
 
-function runPart(name, options) {
-  const { tests, prefix = [], suffix = [], env = {} } = parts[name]()
+/** Runs what one part is made of, all of it at once; gives what became of it. */
+async function runPart(name, options) {
+  const runs = parts[name](options)
+  const totals = await Promise.all(runs.map(run => runTests(run, options, runs.length > 1)))
+  return sumOf(totals)
+}
+
+async function runTests({ name, tests, prefix = [], suffix = [], env = {}, setUp }, options, together) {
   const output = join(results, `${name}.json`)
   rmSync(output, { force: true })
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${output}`]
+  await setUp?.()
   say(`${name}${prefix.length > 0 ? ' (in the emulated host)' : ''}`)
   const started = Date.now()
-  const args = [...prefix, vitest, 'run', tests, ...reporters, ...suffix, ...options]
-  const end = spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...env } })
+  const args = [...prefix, vitest, 'run', ...tests, ...reporters, ...suffix, ...options]
+  const end = await runNode(args, env, together ? `${name}: ` : undefined)
   const seconds = ((Date.now() - started) / 1000).toFixed(1)
 
   const total = existsSync(output)
     ? count(JSON.parse(readFileSync(output, 'utf8')))
     : { passed: 0, failed: 0, skipped: 0 }
-  if (total.passed + total.failed === 0 || (end.status !== 0 && total.failed === 0)) {
-    say(`${name} could not run to its end (${end.error?.message ?? end.signal ?? `exit code ${end.status}`})`)
+  if (total.passed + total.failed === 0 || (end !== 0 && total.failed === 0)) {
+    say(`${name} could not run to its end (${end})`)
     total.failed++
   }
   say(`${name}: ${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped in ${seconds} s`)
   return total
+}
+
+/** Runs node and gives its exit code, or what else its end was. Each line of its output begins with `label`, where there is one. */
+function runNode(args, env, label) {
+  return new Promise(resolve => {
+    const stdio = label === undefined ? 'inherit' : ['ignore', 'pipe', 'pipe']
+    const child = spawn(process.execPath, args, { cwd: root, stdio, env: { ...process.env, ...env } })
+    if (label !== undefined) {
+      createInterface(child.stdout).on('line', line => process.stdout.write(`${label}${line}\n`))
+      createInterface(child.stderr).on('line', line => process.stderr.write(`${label}${line}\n`))
+    }
+    child.once('error', error => resolve(error.message))
+    child.once('close', (code, signal) => resolve(code === 0 ? 0 : (signal ?? `exit code ${code}`)))
+  })
+}
+
+function sumOf(totals) {
+  const sum = { passed: 0, failed: 0, skipped: 0 }
+  for (const total of totals) for (const key of Object.keys(sum)) sum[key] += total[key]
+  return sum
 }
 
 const [part, ...options] = process.argv.slice(2)
@@ -95,10 +181,8 @@ if (part !== undefined && !(part in parts)) {
   process.exit(2)
 }
 mkdirSync(results, { recursive: true })
-const sum = { passed: 0, failed: 0, skipped: 0 }
-for (const name of part ? [part] : ['unit', 'kvm', 'package', 'lab']) {
-  const total = runPart(name, options)
-  for (const key of Object.keys(sum)) sum[key] += total[key]
-}
+const totals = []
+for (const name of part ? [part] : ['unit', 'kvm', 'package', 'lab']) totals.push(await runPart(name, options))
+const sum = sumOf(totals)
 process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
 process.stdout.write(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped\n`)
