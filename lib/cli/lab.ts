@@ -1,10 +1,12 @@
 import { constants } from 'node:os'
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { Lab, type LabOptions } from '../index.js'
+import { Lab, type LabOptions, setUpLab } from '../index.js'
 import { printJson } from './output.js'
 
+type Vendor = NonNullable<LabOptions['vendor']>
+
 interface LabFlags {
-  vendor: 'svm' | 'vmx'
+  vendor: Vendor
   json?: boolean
   memory?: string
   cpus?: number
@@ -13,30 +15,31 @@ interface LabFlags {
 }
 
 const HELP = `
-The lab is an emulated host (QEMU, no KVM needed) with a stock kernel whose kvm_amd nests. The command sees this
-machine's files, read-only except for the current directory, its own /tmp and /run, and that host's /dev/kvm;
-NESTED_KVM_LAB=svm is in its environment. The first time, a kernel and the emulator are fetched through apt.
+The lab is an emulated host (no KVM needed) with a stock kernel whose KVM nests: AMD's extension (svm) under QEMU, or
+Intel's (vmx) under Bochs, which is slower. The command sees this machine's files, read-only except for the current
+directory, its own /tmp and /run, and that host's /dev/kvm; NESTED_KVM_LAB=svm (or vmx) is in its environment. The first
+time, a kernel and the emulator are fetched through apt. For vmx, run the setup first: it builds a fast Bochs from
+Debian's source; the packaged one takes several times as long. In the vmx lab the clock counts instructions (--timeout
+is in real seconds, all times inside are not) and there is one processor.
 
 Ctrl-C goes to the command; a second one ends the lab at once. Standard input is passed on unless it is a terminal.
 
 Exit code: the command's (128 + n when signal n ended it); 124 at the timeout; 2 where the lab cannot be set up.
 
 Examples:
+  nested-kvm lab setup --vendor vmx
+  nested-kvm lab --vendor vmx -- nested-kvm doctor
   nested-kvm lab -- nested-kvm doctor
   nested-kvm lab --timeout 300 -- node vmm.js
   nested-kvm lab -- sh -c 'dmesg | grep -i kvm'
 `
 
-/** `nested-kvm lab -- <command...>`: runs a command where nested virtualization works. */
+/** `nested-kvm lab -- <command...>`: runs a command where nested virtualization works; `lab setup` fetches what that takes. */
 export function labCommand(): Command {
   return new Command('lab')
     .description('run a command in an emulated host where nested virtualization works')
     .argument('<command...>', 'the command and its arguments, after --')
-    .addOption(
-      new Option('--vendor <extension>', 'the virtualization extension that it has')
-        .choices(['svm', 'vmx'])
-        .default('svm'),
-    )
+    .addOption(vendorOption())
     .option('--memory <size>', 'memory of the emulated host (default: 3G)')
     .option('--cpus <n>', 'its processors (default: as many as here, at most 2)', numeric)
     .option('--timeout <seconds>', 'end it after this time, boot included (default: no limit)', numeric)
@@ -47,10 +50,31 @@ export function labCommand(): Command {
     .action(async (command: string[], flags: LabFlags) => {
       process.exitCode = await run(command, flags)
     })
+    .addCommand(setupCommand())
+}
+
+function setupCommand(): Command {
+  return new Command('setup')
+    .description('fetch and build what the lab needs, so that it starts at once; for vmx, a fast Bochs (some minutes)')
+    .addOption(vendorOption())
+    .option('--json', 'print the result as one line of JSON: {ok, vendor}')
+    .action(async ({ vendor, json }: { vendor: Vendor; json?: boolean }) => {
+      await setUpLab(vendor, { onProgress: say })
+      if (json) printJson({ ok: true, vendor })
+      else say(`the ${vendor} lab is set up`)
+    })
+}
+
+function vendorOption(): Option {
+  const vendors: readonly Vendor[] = ['svm', 'vmx']
+  return new Option('--vendor <extension>', 'the virtualization extension that it has').choices(vendors).default('svm')
+}
+
+function say(message: string): void {
+  process.stderr.write(`nested-kvm lab: ${message}\n`)
 }
 
 async function run(command: string[], flags: LabFlags): Promise<number> {
-  const say = (message: string) => void process.stderr.write(`nested-kvm lab: ${message}\n`)
   const options: LabOptions = {
     vendor: flags.vendor,
     onFetch: say,

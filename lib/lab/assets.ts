@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { copyFile, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join, relative } from 'node:path'
 import { programFiles } from '../boot/program-files.js'
@@ -37,7 +38,7 @@ export interface BochsAsset {
 
 /** What can be found or fetched. */
 export interface Assets {
-  /** Bochs, the fast one that `setUpBochs` builds where it has been built. */
+  /** Bochs, the fast one where `setUpLab` has built it. */
   readonly bochs: BochsAsset
   readonly qemu: { readonly program: string; readonly version: string }
   /** Debian's generic kernel: it has 9p and every device. For the emulated host. */
@@ -52,6 +53,14 @@ export type AssetKind = keyof Assets
 
 const QEMU = 'qemu-system-x86_64'
 const LEAST_QEMU = [7, 2] as const
+
+/** Of the packages bochsbios and vgabios, or of the SeaBIOS that may be there in their place. */
+const BIOS = ['/usr/share/bochs/BIOS-bochs-latest', '/usr/share/seabios/bios.bin']
+const VGA_BIOS = [
+  '/usr/share/vgabios/vgabios.bin',
+  '/usr/share/bochs/VGABIOS-lgpl-latest',
+  '/usr/share/seabios/vgabios.bin',
+]
 
 const KERNELS = {
   labKernel: {
@@ -144,16 +153,48 @@ async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
   return { program, version: `${major}.${minor}` }
 }
 
-/** The fast build where there is one, else this machine's, else the fast one is built. */
+/** The fast build where there is one; else Debian's, which is several times slower. */
 async function ensureBochs(progress: Progress): Promise<BochsAsset> {
   const built = await builtBochs()
   if (built !== undefined) return fastBochs(built)
-  return fastBochs(await buildBochs(progress))
+  progress('this Bochs is the slow one; `nested-kvm lab setup --vendor vmx` builds a fast one')
+  let program = await findProgram('bochs')
+  if (program === undefined) {
+    await installPackage('bochs', 'bochs', progress)
+    program = await findProgram('bochs')
+  }
+  if (program === undefined) {
+    throw new ConfigError('bochs', '', 'is not there although its package is', 'run: apt-get install --reinstall bochs')
+  }
+  const text = await outputOf(program, ['--help']).catch((error: Error) => error.message)
+  const version = /Emulator (\d+\.\d+)/.exec(text)?.[1]
+  if (version === undefined) {
+    throw new ConfigError('bochs', program, 'does not run', 'run: nested-kvm lab setup --vendor vmx')
+  }
+  return {
+    program,
+    version,
+    bios: await firmware(BIOS, 'bochsbios', progress),
+    vgaBios: await firmware(VGA_BIOS, 'vgabios', progress),
+    fast: false,
+  }
 }
 
-/** Builds the fast Bochs from the distribution's source, unless the cache has it. Throws as `ensureAssets` does. */
-export async function setUpBochs(options: { onProgress?: Progress } = {}): Promise<BochsAsset> {
-  return fastBochs(await buildBochs(options.onProgress ?? (() => {})))
+async function firmware(paths: readonly string[], name: string, progress: Progress): Promise<string> {
+  const there = () => paths.find(path => existsSync(path))
+  if (there() === undefined) await installPackage(name, 'bochs', progress)
+  const found = there()
+  if (found !== undefined) return found
+  throw new ConfigError('bochs', paths[0], 'is missing', 'run: nested-kvm lab setup --vendor vmx')
+}
+
+/**
+ * Fetches all that the lab of a vendor needs, so that it starts without a wait. For vmx that is Bochs, built for speed from the distribution's
+ * source. Throws as `ensureAssets` does.
+ */
+export async function setUpLab(vendor: 'svm' | 'vmx', options: { onProgress?: Progress } = {}): Promise<void> {
+  if (vendor === 'vmx') await buildBochs(options.onProgress ?? (() => {}))
+  await ensureAssets([vendor === 'vmx' ? 'bochs' : 'qemu', 'labKernel', 'busybox'], options)
 }
 
 function fastBochs(directory: string): BochsAsset {

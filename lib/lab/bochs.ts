@@ -22,7 +22,7 @@ import { MAX_MESSAGE, NinePServer } from './nine-p/server.js'
  * Instructions per second of the guest's clock, which counts instructions. The guest's TSC counts at this rate, too; the CPU model's
  * CPUID claims another one, so the kernel is told.
  */
-const IPS = 50_000_000
+const IPS = 200_000_000
 
 /** The user-mode network of Bochs: the guest, and this machine as the guest sees it. */
 const GUEST_ADDRESS = '10.0.2.15'
