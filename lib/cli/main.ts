@@ -5,7 +5,9 @@ import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
 import { labCommand } from './lab.js'
 import { exitCode, printJson, reportFailure } from './output.js'
+import { restoreCommand } from './restore.js'
 import { runCommand } from './run.js'
+import { snapshotCommand } from './snapshot.js'
 
 const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -25,8 +27,10 @@ function buildProgram(): Command {
     // With --json, a usage error too is one JSON line on standard output.
     ...(wantsJson(process.argv) ? { writeErr: () => {} } : {}),
   })
-  for (const command of [demoCommand(), doctorCommand(), labCommand(), runCommand()]) {
+  const commands = [demoCommand(), doctorCommand(), labCommand(), runCommand(), snapshotCommand(), restoreCommand()]
+  for (const command of commands) {
     program.addCommand(command.copyInheritedSettings(program))
+    for (const inner of command.commands) inner.copyInheritedSettings(command)
   }
   return program
 }

@@ -1,4 +1,4 @@
-import { ConfigError, GuestError, KvmError, TimeoutError } from '../errors.js'
+import { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from '../errors.js'
 
 /** The exit codes of every subcommand. A signal ends a command with 128 plus its number. */
 export const exitCode = {
@@ -33,7 +33,8 @@ export function describeFailure(error: unknown): Failure {
     details: [details, stack].filter(Boolean).join('\n'),
     code,
   })
-  if (error instanceof ConfigError || error instanceof KvmError) return failure(exitCode.usage, rest.join('\n'))
+  const refused = [ConfigError, KvmError, SnapshotError, NestedStateError].some(kind => error instanceof kind)
+  if (refused) return failure(exitCode.usage, rest.join('\n'))
   if (error instanceof GuestError) return failure(exitCode.failed, [...rest, error.report].join('\n').trim())
   if (error instanceof TimeoutError) return failure(exitCode.timeout, rest.join('\n'))
   const hint = stack ? '' : 'this is not expected; NESTED_KVM_DEBUG=1 shows where it comes from'

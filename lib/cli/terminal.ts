@@ -1,12 +1,17 @@
 import type { Duplex } from 'node:stream'
+import { LineEditor } from './line-editor.js'
 
 const ctrlA = 0x01
 
 /** What the escape keys ask for. */
-export type TerminalKey = 'leave' | 'help'
+export type TerminalKey = 'leave' | 'save' | 'help'
+
+/** By letter; its upper case does the same. */
+const keys: Readonly<Record<string, TerminalKey>> = { x: 'leave', s: 'save', h: 'help', '?': 'help' }
 
 export const terminalHelp = [
   'Ctrl-A x       stop the machine and leave',
+  'Ctrl-A s       save a snapshot of the machine, which then goes on',
   'Ctrl-A h       this help',
   'Ctrl-A Ctrl-A  send Ctrl-A to the guest',
 ]
@@ -31,8 +36,8 @@ export class EscapeParser {
         this.#escaped = false
         // A doubled Ctrl-A goes to the guest: what follows starts with the second one.
         start = byte === ctrlA ? at : at + 1
-        if (byte === 0x78 || byte === 0x58) parts.push('leave')
-        else if (byte === 0x68 || byte === 0x48 || byte === 0x3f) parts.push('help')
+        const key = keys[String.fromCharCode(byte!).toLowerCase()]
+        if (key) parts.push(key)
       } else if (byte === ctrlA) {
         flush(at)
         start = at + 1
@@ -69,6 +74,8 @@ export class Terminal {
   readonly #raw: boolean
   #closed = false
   #lineOpen = false
+  /** A question to the one at the terminal: what is typed is its answer. */
+  #question: { readonly editor: LineEditor; resolve(answer: string | undefined): void } | undefined
 
   constructor(options: TerminalOptions) {
     this.#options = options
@@ -94,10 +101,23 @@ export class Terminal {
     this.#options.output.write(newline + lines.map(line => line + newline).join(''))
   }
 
+  /** Asks for a line, while the guest's output waits. Undefined where none was given (Esc, Ctrl-C), or none can be asked for. */
+  ask(prompt: string): Promise<string | undefined> {
+    const { console, output } = this.#options
+    if (!this.#raw || this.#closed || this.#question) return Promise.resolve(undefined)
+    console.pause()
+    output.write(`${this.#lineOpen ? '\r\n' : ''}${prompt}`)
+    this.#lineOpen = false
+    return new Promise(resolve => {
+      this.#question = { editor: new LineEditor(), resolve }
+    })
+  }
+
   /** Writes what the console still holds, disconnects it and restores the terminal. */
   close(): void {
     if (this.#closed) return
     const { input, output, console } = this.#options
+    this.#answer(undefined)
     console.unpipe(output)
     // Each chunk read is also shown to #onOutput.
     for (let chunk = console.read(); chunk !== null; chunk = console.read()) output.write(chunk)
@@ -135,10 +155,34 @@ export class Terminal {
       this.#send(chunk)
       return
     }
+    if (this.#question) {
+      this.#edit(chunk)
+      return
+    }
     for (const part of this.#parser.parse(chunk)) {
       if (typeof part === 'string') this.#options.onKey(part)
+      // A key may have asked something: what was typed after it, in the same chunk, is the answer.
+      else if (this.#question) this.#edit(part)
       else this.#send(part)
     }
+  }
+
+  #edit(chunk: Uint8Array): void {
+    const { echo, end } = this.#question!.editor.feed(chunk)
+    this.#options.output.write(echo)
+    if (!end) return
+    this.#answer(end.text)
+    if (end.rest.length > 0) this.#onData(end.rest)
+  }
+
+  #answer(text: string | undefined): void {
+    const question = this.#question
+    if (!question) return
+    this.#question = undefined
+    const { output, console } = this.#options
+    output.write('\r\n')
+    console.resume()
+    question.resolve(text)
   }
 
   #send(bytes: Uint8Array): void {

@@ -45,6 +45,8 @@ export interface RestoreOptions {
   readonly verify?: boolean
   /** Told how much of the memory has been checked, in bytes. */
   readonly onProgress?: (done: number, total: number) => void
+  /** Ends the check; its reason is thrown. */
+  readonly signal?: AbortSignal
 }
 
 export interface SnapshotOptions {
@@ -52,6 +54,8 @@ export interface SnapshotOptions {
   readonly differential?: boolean
   /** Told how much of the memory has been written, in bytes. */
   readonly onProgress?: (done: number, total: number) => void
+  /** Ends it, nothing left behind; its reason is thrown, and the machine goes on. */
+  readonly signal?: AbortSignal
 }
 
 interface SnapshotBase {
@@ -216,8 +220,9 @@ export class Machine extends EventEmitter<MachineEvents> {
    */
   snapshot(directory: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
     const { differential = false } = options
-    return this.#whilePaused('snapshot', async signal => {
+    return this.#whilePaused('snapshot', async ended => {
       const { ram } = this.#parts
+      const signal = options.signal ? AbortSignal.any([ended, options.signal]) : ended
       if (differential && !this.#base) {
         const remedy = 'take a full snapshot first'
         throw new SnapshotError(directory, 'there is no snapshot of this machine that it could be based on', remedy)

@@ -17,7 +17,8 @@ describe('EscapeParser', () => {
     ['Ctrl-C and Ctrl-Z are the guest’s', ['\x03\x1a'], '\x03\x1a'],
     ['leave', ['ab\x01xcd'], 'ab<leave>cd'],
     ['help by h and ?', ['\x01h\x01?'], '<help><help>'],
-    ['upper case too', ['\x01X\x01H'], '<leave><help>'],
+    ['save', ['a\x01sb'], 'a<save>b'],
+    ['upper case too', ['\x01X\x01H\x01S'], '<leave><help><save>'],
     ['a doubled Ctrl-A sends one', ['a\x01\x01b'], 'a\x01b'],
     ['three send one and wait for a key', ['\x01\x01\x01', 'x'], '\x01<leave>'],
     ['x after a doubled one is text', ['\x01\x01x'], '\x01x'],
@@ -145,6 +146,35 @@ describe('Terminal', () => {
     const plain = attach(new PassThrough())
     plain.terminal.writeLines(['one'])
     expect(plain.shown()).toBe('\none\n')
+  })
+
+  it('asks for a line while the output waits, and hands on what was typed after it', async () => {
+    const input = new FakeInput()
+    const guest = new FakeConsole()
+    const output = new PassThrough()
+    const answers: (string | undefined)[] = []
+    const onKey = () => void terminal.ask('where? ').then(answer => answers.push(answer))
+    const terminal = new Terminal({ input, output, console: guest, onKey })
+    open.push(terminal)
+    guest.push('login: ')
+    await tick()
+    input.write('\x01sdi')
+    await tick()
+    guest.push('later')
+    input.write('r\rls\r')
+    await tick()
+    await tick()
+    expect(answers).toEqual(['dir'])
+    expect(guest.typed).toBe('ls\r')
+    expect(String(output.read())).toBe('login: \r\nwhere? dir\r\nlater')
+    input.write('\x01sx\x03')
+    await tick()
+    input.write('\x01s')
+    await tick()
+    terminal.close()
+    await tick()
+    expect(answers).toEqual(['dir', undefined, undefined])
+    expect(await terminal.ask('again? ')).toBe(undefined)
   })
 
   it('survives a terminal that is gone', () => {

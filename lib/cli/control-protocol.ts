@@ -1,0 +1,78 @@
+/**
+ * What is said on the control socket of a machine: a line of JSON for each request, a line of JSON for each answer, in order.
+ * An answer has `ok`; where that is false, `reason` says why.
+ */
+import type { SnapshotInfo } from '../index.js'
+import type { SaveRequest, Saving } from './saver.js'
+
+export type ControlRequest =
+  | ({ readonly do: 'snapshot' } & SaveRequest)
+  | { readonly do: 'status' | 'pause' | 'resume' | 'stop' | 'cancel' }
+
+export interface ControlStatus {
+  readonly ok: true
+  readonly state: string
+  readonly pid: number
+  readonly vcpus: number
+  /** Bytes. */
+  readonly memory: number
+  /** The save that is under way. */
+  readonly saving?: Saving
+}
+
+export type ControlAnswer =
+  | ({ readonly ok: true; readonly state?: string } & Partial<SnapshotInfo>)
+  | ControlStatus
+  | { readonly ok: false; readonly reason: string }
+
+/** Bytes of one line. The longest that makes sense has a path in it, which Linux bounds at 4096. */
+export const MAX_LINE = 64 * 1024
+/** `sun_path` of `struct sockaddr_un` has 108 bytes: its zero among them, and what a stale one's name is made longer by. */
+export const MAX_SOCKET_PATH = 108 - 1 - '.12345678'.length
+
+const SIMPLE = ['status', 'pause', 'resume', 'stop', 'cancel'] as const
+const MEMBERS = { directory: 'string', differential: 'boolean', stop: 'boolean' } as const
+
+/**
+ * Reads one line of a client, which may be anything.
+ * @throws {TypeError} it is no request; the message says why
+ */
+export function parseRequest(line: Uint8Array): ControlRequest {
+  const value = parseJson(line)
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new TypeError('a JSON object is needed')
+  const { do: what, ...members } = value as Record<string, unknown>
+  if (what !== 'snapshot' && !SIMPLE.some(name => name === what)) {
+    throw new TypeError(`do: ${show(what)}: it is none of snapshot, ${SIMPLE.join(', ')}`)
+  }
+  for (const [name, member] of Object.entries(members)) {
+    const wanted =
+      what === 'snapshot' && Object.hasOwn(MEMBERS, name) ? MEMBERS[name as keyof typeof MEMBERS] : undefined
+    if (wanted === undefined) throw new TypeError(`${show(name)}: ${what} has no such member`)
+    if (typeof member !== wanted) throw new TypeError(`${name}: ${show(member)}: a ${wanted} is needed`)
+  }
+  if (what !== 'snapshot') return { do: what as (typeof SIMPLE)[number] }
+  const { directory = '' } = members as { directory?: string }
+  if (directory === '' || directory.includes('\0'))
+    throw new TypeError(`directory: ${show(directory)}: a path is needed`)
+  return { ...members, do: what, directory }
+}
+
+function parseJson(line: Uint8Array): unknown {
+  let text: string
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(line)
+  } catch {
+    throw new TypeError('the line is not UTF-8')
+  }
+  try {
+    return JSON.parse(text)
+  } catch (error) {
+    throw new TypeError(`the line is not JSON: ${(error as Error).message.slice(0, 100)}`)
+  }
+}
+
+function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? 'missing'
+  return text.length > 100 ? `${text.slice(0, 100)}...` : text
+}
