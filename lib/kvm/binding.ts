@@ -149,9 +149,10 @@ interface Addon {
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory
-  /** New memory of a size, or an existing file by its path, read-only. */
+  /** New memory of a size, of huge pages if asked for and possible; or an existing file by its path, read-only. */
   MemoryFile: new (
     sizeOrPath: number | string,
+    huge?: boolean,
   ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
 }

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { addon, type NativeMemory, type NativeMemoryFile, type NativeVm } from './binding.js'
 import { PageSet } from './page-set.js'
 import { RegionImage } from './region-image.js'
@@ -15,10 +16,19 @@ export interface GuestRegionOptions {
   /** Keep a dirty log (KVM_MEM_LOG_DIRTY_PAGES). */
   logDirty?: boolean
   /**
-   * What the memory is made of: anonymous memory, all zero (the default); a memfd, all zero, of which `freeze()` need not
-   * make a copy; or an image, whose pages are copied when they are written.
+   * What the memory is made of: anonymous memory, all zero (the default); memory with a file of its
+   * own (memfd), all zero, of which `freeze()` need not make a copy; or an image, whose pages are copied when they are written.
    */
   backing?: 'anonymous' | 'memfd' | RegionImage
+}
+
+/** Whether this host gives programs huge pages: all of them, or those that ask, as a VMM does. */
+function usesHugePages(): boolean {
+  try {
+    return !readFileSync('/sys/kernel/mm/transparent_hugepage/enabled', 'utf8').includes('[never]')
+  } catch {
+    return false
+  }
 }
 
 /** A memslot and the memory behind it (KVM_SET_USER_MEMORY_REGION, KVM API 4.35). */
@@ -47,7 +57,7 @@ export class GuestRegion {
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
     this.#written = new PageSet(options.size)
     const { backing = 'anonymous' } = options
-    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size)
+    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, usesHugePages())
     this.#memory = new addon.Memory(options.size, this.#file)
     try {
       if (typeof backing === 'object') this.#become(backing)
