@@ -7,6 +7,8 @@ import { type Assets, buildInitramfs, type InitramfsEntry, ModuleTree, programFi
 
 /** Starts a line of a level's report; what follows is JSON. */
 export const MARK = '@nested-kvm '
+/** How far L2 counts before it powers off: a count each 0.2 s. */
+export const LAST_COUNT = 40
 /** Where L1's image has the kernel and the image of L2. */
 export const L2_KERNEL = '/boot/vmlinuz'
 export const L2_INITRD = '/boot/l2.cpio'
@@ -28,7 +30,15 @@ const APPLETS = [
   'tail',
   'tr',
   'uname',
+  'usleep',
 ]
+
+const COUNTING = `n=0
+while [ $n -lt ${LAST_COUNT} ]; do
+  n=$((n + 1))
+  echo '${MARK}'"{\\"count\\":$n}"
+  usleep 200000
+done`
 
 type Guest = Pick<Assets, 'guestKernel' | 'busybox'>
 
@@ -40,7 +50,7 @@ export async function writeL1Image(path: string, assets: Guest, l2Command: reado
   const tree = await ModuleTree.open(assets.guestKernel.modulesDir)
   const cpuid = await tree.load('cpuid')
   const kvm = await tree.load('cpuid', 'kvm_amd', 'kvm_intel')
-  const l2 = await buildInitramfs(baseEntries(assets, cpuid, []))
+  const l2 = await buildInitramfs(baseEntries(assets, cpuid, [COUNTING]))
   const run = [`${NODE} ${PACKAGE}/dist/cli/main.js ${l2Command.join(' ')}`, `echo '${MARK}'"{\\"status\\":$?}"`]
   await writeInitramfs(
     [

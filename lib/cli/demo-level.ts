@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 import { GuestError, Machine } from '../index.js'
 import { MARK } from './demo-image.js'
 
@@ -15,79 +17,172 @@ export type LevelEvent =
   | (LevelFacts & { readonly level: number; readonly bootSeconds?: number })
   /** What is being done at a level. */
   | { readonly level: number; readonly doing: string }
+  /** L2 counts, and this is where it is. */
+  | { readonly level: number; readonly count: number }
+  /** The machine was saved with all above it, and its process is about to end. */
+  | { readonly level: number; readonly saved: { readonly seconds: number; readonly bytes: number } }
+  /** In another process it goes on. */
+  | { readonly level: number; readonly restored: { readonly seconds: number } }
   /** Everything above this level has powered off. */
   | { readonly level: number; readonly done: true }
   | { readonly level: number; readonly failed: string }
 
-export interface BootOptions {
-  /** The level that boots: 1 or 2. */
-  readonly level: number
-  readonly kernel: string
-  readonly initrd: string
-  readonly memory: string
-  /** Milliseconds from its start to its power-off. */
+interface FollowOptions {
+  /** Milliseconds until its power-off. */
   readonly timeout: number
   /** Ends it at once, with the signal's reason. */
   readonly abort?: AbortSignal
 }
 
-/** What the shell in a guest writes: no level, it does not know that. */
-type GuestLine = Partial<LevelFacts> & { readonly level?: number; readonly status?: number }
+export interface BootOptions extends FollowOptions {
+  /** The level that boots: 1 or 2. */
+  readonly level: number
+  readonly kernel: string
+  readonly initrd: string
+  readonly memory: string
+  /** Where the machine is saved once L2 counts; then it ends. */
+  readonly saveTo?: string
+}
 
 /**
  * Boots the next level on this machine's KVM, tells what it and the levels above it tell, and returns once it has
- * powered off.
- * @throws {GuestError} it ended in another way, or did not say what it is
+ * powered off, or was saved: then what it had written of a line.
+ * @throws {LevelError} it ended in another way, or did not say what it is
  */
-export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<void> {
-  const { level, timeout, abort } = options
+export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<string | undefined> {
+  const { level, kernel, initrd, memory } = options
   tell({ level, doing: `creating the L${level} machine` })
   const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
-  const { kernel, initrd, memory } = options
   await using machine = await Machine.create({ kernel, initrd, memory, cmdline })
-  const started = performance.now()
-  const deadline = started + timeout
-  let come = false
-  let failed: string | undefined
-  let failedLevel = level
   await machine.start()
   tell({ level, doing: `booting the L${level} kernel` })
-  const reading = (async () => {
-    for (;;) {
-      const { groups } = await machine.console.expect(/@nested-kvm (\{.*\})\s*\r?\n/, {
-        timeout: deadline - performance.now(),
-      })
-      const line = JSON.parse(groups[0]!) as GuestLine
-      if (line.status !== undefined) {
-        if (line.status !== 0) failed ??= `the program in L${level} ended with code ${line.status}`
-      } else if (line.level === undefined) {
-        come = true
-        const { kernel = '', flag = '', hypervisor = '' } = line
-        tell({ level, kernel, flag, hypervisor, bootSeconds: (performance.now() - started) / 1000 })
-      } else {
-        if ('failed' in line) {
-          failed = String(line.failed)
-          failedLevel = line.level
-        } else {
-          tell(line as LevelEvent)
-        }
-      }
+  return await follow(machine, options, tell)
+}
+
+export interface RestoreOptions extends FollowOptions {
+  /** The snapshot of L1. */
+  readonly directory: string
+  /** What L1 had written of a line. */
+  readonly begun: string
+}
+
+/**
+ * Lets L1, saved with L2 in it, go on in this process, tells what they tell and returns once L1 has powered off.
+ * @throws {LevelError} it ended in another way
+ */
+export async function restoreLevel(options: RestoreOptions, tell: (event: LevelEvent) => void): Promise<void> {
+  const started = performance.now()
+  await using machine = await Machine.restore(options.directory)
+  await machine.resume()
+  tell({ level: 1, restored: { seconds: (performance.now() - started) / 1000 } })
+  await follow(machine, { ...options, level: 1 }, tell)
+}
+
+/** `restoreLevel` in a process of its own. */
+export async function restoreInNewProcess(
+  { directory, begun, timeout, abort }: RestoreOptions,
+  tell: (event: LevelEvent) => void,
+): Promise<void> {
+  const main = fileURLToPath(new URL('./main.js', import.meta.url))
+  const args = ['demo', '--level', '0', '--timeout', String(timeout / 1000), '--restore', directory, '--begun', begun]
+  const child = spawn(process.execPath, [main, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    ...(abort && { signal: abort }),
+  })
+  let failure: LevelError | undefined
+  let rest = ''
+  child.stdout.on('data', (bytes: Buffer) => {
+    const lines = (rest + bytes.toString()).split('\n')
+    rest = lines.pop()!
+    for (const line of lines) {
+      const event = JSON.parse(line.slice(MARK.length)) as LevelEvent
+      if ('failed' in event) failure = new LevelError(event.level, event.failed, '')
+      else tell(event)
     }
-  })()
-  // It ends with the machine: then there is nothing more to expect.
-  const ended = machine.wait()
+  })
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', error => reject(abort?.aborted ? (abort.reason as Error) : error))
+    child.once('close', resolve)
+  })
+  if (failure) throw failure
+  if (code !== 0) throw new LevelError(1, `the process that restored L1 ended with code ${code}`, '')
+}
+
+/** What the shell in a guest writes: no level, it does not know that. */
+type GuestLine = Partial<LevelFacts> & { readonly level?: number; readonly status?: number; readonly count?: number }
+
+/** Where L2 is with its counting when L1 is saved. */
+const SAVE_AT = 5
+
+type Following = Pick<BootOptions, 'level' | 'timeout' | 'abort' | 'saveTo'> & { readonly begun?: string }
+
+async function follow(
+  machine: Machine,
+  { level, timeout, abort, saveTo, begun }: Following,
+  tell: (event: LevelEvent) => void,
+): Promise<string | undefined> {
+  const { console } = machine
+  const started = performance.now()
+  // A restored one has said so before.
+  let come = begun !== undefined
+  let failure: LevelError | undefined
+  let count = 0
+  const hear = (line: string) => {
+    const json = /@nested-kvm (\{.*\})/.exec(line)?.[1]
+    if (json === undefined) return
+    const said = JSON.parse(json) as GuestLine
+    if (said.status !== undefined) {
+      if (said.status !== 0) {
+        failure ??= new LevelError(level, `the program in L${level} ended with code ${said.status}`, '')
+      }
+    } else if (said.count !== undefined) {
+      count = said.count
+      tell({ level: said.level ?? level, count })
+    } else if (said.level !== undefined) {
+      if ('failed' in said) failure = new LevelError(said.level, String(said.failed), '')
+      else tell(said as LevelEvent)
+    } else {
+      come = true
+      const { kernel = '', flag = '', hypervisor = '' } = said
+      tell({ level, kernel, flag, hypervisor, bootSeconds: (performance.now() - started) / 1000 })
+    }
+  }
+  const reading = async (): Promise<string> => {
+    let line = begun ?? ''
+    while (saveTo === undefined || count < SAVE_AT) {
+      const { before } = await console.expect('\n', { timeout: started + timeout - performance.now() })
+      hear(line + before)
+      line = ''
+    }
+    await machine.pause()
+    const from = performance.now()
+    const { bytes } = await machine.snapshot(saveTo)
+    const lines = console.takeText().split('\n')
+    const left = lines.pop()!
+    lines.forEach(hear)
+    tell({ level, saved: { seconds: (performance.now() - from) / 1000, bytes } })
+    return left
+  }
   const aborted = new Promise<never>((_, reject) => {
     abort?.addEventListener('abort', () => reject(abort.reason as Error), { once: true })
   })
-  const problem = await Promise.race([ended.then(() => undefined), reading.catch((error: Error) => error), aborted])
-  if (problem && machine.state !== 'ended') throw new LevelError(level, problem.message, machine.console.tail())
+  const read = reading()
+  const ended = machine.wait()
+  try {
+    // Where the machine has ended, the rest of what it said is in the console.
+    const left = await Promise.race([read, ended.then(() => read.catch(() => undefined)), aborted])
+    if (left !== undefined) return left
+  } catch (error) {
+    if (abort?.aborted || machine.state !== 'ended')
+      throw new LevelError(level, (error as Error).message, console.tail())
+  }
   const end = await ended
-  await reading.catch(() => {})
-  if (failed !== undefined) throw new LevelError(failedLevel, failed, machine.console.tail())
+  if (failure) throw new LevelError(failure.level, failure.message, console.tail())
   if (end.reason === 'crash') throw new LevelError(level, `L${level} crashed: ${end.message}`, end.report)
-  if (end.reason !== 'shutdown') throw new LevelError(level, `L${level} ended by ${end.reason}`, machine.console.tail())
-  if (!come) throw new LevelError(level, `L${level} powered off without a word`, machine.console.tail())
+  if (end.reason !== 'shutdown') throw new LevelError(level, `L${level} ended by ${end.reason}`, console.tail())
+  if (!come) throw new LevelError(level, `L${level} powered off without a word`, console.tail())
   tell({ level, done: true })
+  return undefined
 }
 
 /** A level that failed. */

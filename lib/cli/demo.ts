@@ -6,8 +6,16 @@ import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
 import { ConfigError, diagnoseHost, ensureAssets, GuestError, hypervisorSignature, Lab } from '../index.js'
-import { L2_INITRD, L2_KERNEL, MARK, writeL1Image } from './demo-image.js'
-import { bootLevel, LevelError, type LevelEvent, type LevelFacts, tellBelow } from './demo-level.js'
+import { L2_INITRD, L2_KERNEL, LAST_COUNT, MARK, writeL1Image } from './demo-image.js'
+import {
+  bootLevel,
+  LevelError,
+  type LevelEvent,
+  type LevelFacts,
+  restoreInNewProcess,
+  restoreLevel,
+  tellBelow,
+} from './demo-level.js'
 import { describeFailure, exitCode, printJson } from './output.js'
 import { StatusLine } from './status-line.js'
 
@@ -18,6 +26,8 @@ interface DemoOptions {
   readonly level?: string
   readonly kernel?: string
   readonly initrd?: string
+  readonly restore?: string
+  readonly begun?: string
 }
 
 /** A level that has come up. */
@@ -28,15 +38,16 @@ const L2_MEMORY = '256M'
 
 const HELP = `
 What it does: L1, a machine of this package, boots a stock Debian kernel and loads kvm_amd or kvm_intel; in it this same
-package runs and boots L2. Each level tells its kernel, its CPU flag and its hypervisor; then all power off. Where this
-host cannot nest, everything runs in the lab, an emulated host.
+package runs and boots L2. Each level tells its kernel, its CPU flag and its hypervisor. L2 then counts; meanwhile L1 is saved with L2
+in it, the process that ran them ends, and a new one restores them: L2 must count on without a gap. Then all power off. Where
+this host cannot nest, everything runs in the lab, an emulated host.
 
 The last line of output is JSON. Exit code: 0 if every level came up, 1 if one failed, 2 if something is missing.`
 
 /** `nested-kvm demo`: L1 boots, and its own hypervisor boots L2. */
 export function demoCommand(): Command {
   return new Command('demo')
-    .description('boot a guest, and a guest in that guest, with nothing configured')
+    .description('boot a guest, and a guest in that guest; save and restore both; with nothing configured')
     .option('--json', 'print only the last line')
     .addOption(
       new Option('--where <place>', 'run on this host, or in the lab').choices(['auto', 'host', 'lab']).default('auto'),
@@ -45,6 +56,8 @@ export function demoCommand(): Command {
     .addOption(new Option('--level <number>').hideHelp())
     .addOption(new Option('--kernel <file>').hideHelp())
     .addOption(new Option('--initrd <file>').hideHelp())
+    .addOption(new Option('--restore <directory>').hideHelp())
+    .addOption(new Option('--begun <text>').hideHelp())
     .addHelpText('after', HELP)
     .action(async (options: DemoOptions) => {
       process.exitCode = options.level === undefined ? await demo(options) : await runLevel(options)
@@ -52,15 +65,21 @@ export function demoCommand(): Command {
 }
 
 /** The part inside the tower: at level 0 in the lab, at level 1 in L1. Tells the level below, by lines on its output. */
-async function runLevel({ level, kernel, initrd, timeout }: DemoOptions): Promise<number> {
-  const here = Number(level)
+async function runLevel(options: DemoOptions): Promise<number> {
+  const here = Number(options.level)
+  const timeout = seconds(options.timeout) * 1000
   try {
-    if (here === 0) tellBelow({ level: 0, ...hostFacts() })
-    const next = { level: here + 1, kernel: kernel ?? L2_KERNEL, initrd: initrd ?? L2_INITRD }
-    await bootLevel(
-      { ...next, memory: here === 0 ? L1_MEMORY : L2_MEMORY, timeout: seconds(timeout) * 1000 },
-      tellBelow,
-    )
+    if (options.restore !== undefined) {
+      await restoreLevel({ directory: options.restore, begun: options.begun ?? '', timeout }, tellBelow)
+      return exitCode.ok
+    }
+    const { kernel = L2_KERNEL, initrd = L2_INITRD } = options
+    if (here === 0) {
+      tellBelow({ level: 0, ...hostFacts() })
+      await bootTower({ kernel, initrd, timeout }, tellBelow)
+    } else {
+      await bootLevel({ level: here + 1, kernel, initrd, memory: L2_MEMORY, timeout }, tellBelow)
+    }
     return exitCode.ok
   } catch (error) {
     const { reason, details } = describeFailure(error)
@@ -70,11 +89,34 @@ async function runLevel({ level, kernel, initrd, timeout }: DemoOptions): Promis
   }
 }
 
+interface TowerOptions {
+  readonly kernel: string
+  readonly initrd: string
+  /** Milliseconds. */
+  readonly timeout: number
+  readonly abort?: AbortSignal
+}
+
+/** Boots L1 with L2 on this host, saves them while L2 counts, and lets them go on in a new process. */
+async function bootTower({ kernel, initrd, timeout, abort }: TowerOptions, tell: (event: LevelEvent) => void) {
+  const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-tower-'))
+  const saveTo = join(directory, 'l1')
+  const common = { timeout, ...(abort && { abort }) }
+  try {
+    const begun = await bootLevel({ level: 1, kernel, initrd, memory: L1_MEMORY, saveTo, ...common }, tell)
+    if (begun === undefined) throw new LevelError(1, 'L1 powered off before L2 counted far enough to be saved', '')
+    await restoreInNewProcess({ directory: saveTo, begun, ...common }, tell)
+  } finally {
+    await rm(directory, { recursive: true, force: true })
+  }
+}
+
 async function demo(options: DemoOptions): Promise<number> {
   const started = performance.now()
   const timeout = seconds(options.timeout)
   const status = new StatusLine(options.json ? undefined : process.stderr)
   const levels: Level[] = []
+  const tower: TowerFacts = { counts: [] }
   const say = (text: string) => {
     if (!options.json) status.print(text)
   }
@@ -85,6 +127,15 @@ async function demo(options: DemoOptions): Promise<number> {
       levels.push(level)
       say(describeLevel(level))
       if (event.level === 1) status.show('starting Node in L1')
+    } else if ('count' in event) {
+      tower.counts.push(event.count)
+      status.show(`L2 counts: ${event.count}`)
+    } else if ('saved' in event) {
+      tower.saved = { ...event.saved, count: tower.counts.at(-1)! }
+      say(describeSave(tower.saved))
+    } else if ('restored' in event) {
+      tower.restoreSeconds = event.restored.seconds
+      say(`It was restored in a new process in ${event.restored.seconds.toFixed(2)} s.`)
     } else if ('done' in event) status.show(`L${event.level} has powered off`)
   }
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-demo-'))
@@ -105,11 +156,14 @@ async function demo(options: DemoOptions): Promise<number> {
       await inLab({ kernel, initrd, directory, timeout, onProgress, hear, abort })
     } else {
       hear({ level: 0, ...hostFacts() })
-      await bootLevel({ level: 1, kernel, initrd, memory: L1_MEMORY, timeout: timeout * 1000, abort }, hear)
+      await bootTower({ kernel, initrd, timeout: timeout * 1000, abort }, hear)
     }
     if (levels.length !== 3) throw new GuestError(`only ${levels.length} of 3 levels told what they are`)
+    const snapshot = checkTower(tower)
     status.close()
-    say('All levels have powered off.')
+    say(
+      `L2 counted on from ${snapshot.count + 1} to ${tower.counts.at(-1)} without a gap. All levels have powered off.`,
+    )
     const vendor = levels[0]!.flag
     printJson({
       ok: true,
@@ -123,6 +177,7 @@ async function demo(options: DemoOptions): Promise<number> {
         hypervisor,
         bootSeconds,
       })),
+      snapshot,
     })
     return exitCode.ok
   } catch (error) {
@@ -136,6 +191,32 @@ async function demo(options: DemoOptions): Promise<number> {
     interruption.close()
     await rm(directory, { recursive: true, force: true })
   }
+}
+
+/** What was seen of the saved tower. */
+interface TowerFacts {
+  readonly counts: number[]
+  saved?: { readonly seconds: number; readonly bytes: number; readonly count: number }
+  restoreSeconds?: number
+}
+
+/** @throws {GuestError} it was not saved and restored, or L2 did not go on as if nothing had happened */
+function checkTower({ counts, saved, restoreSeconds }: TowerFacts) {
+  if (!saved || restoreSeconds === undefined) throw new GuestError('L1 was not saved and restored')
+  const expected = Array.from({ length: LAST_COUNT }, (_, i) => i + 1)
+  if (counts.join() !== expected.join()) throw new GuestError(`L2 did not count on: ${counts.join(' ')}`)
+  return {
+    count: saved.count,
+    lastCount: counts.at(-1)!,
+    bytes: saved.bytes,
+    saveSeconds: round(saved.seconds),
+    restoreSeconds: Math.round(restoreSeconds * 1000) / 1000,
+  }
+}
+
+function describeSave({ seconds, bytes, count }: NonNullable<TowerFacts['saved']>): string {
+  const size = `${Math.round(bytes / 2 ** 20)} MiB`
+  return `L1 was saved while L2 had counted to ${count}: ${size} in ${seconds.toFixed(1)} s. Its process has ended.`
 }
 
 interface Place {

@@ -103,6 +103,13 @@ export class Console extends Duplex {
     })
   }
 
+  /** Takes the output that no `expect` has taken. */
+  takeText(): string {
+    const text = this.#text
+    this.#text = ''
+    return text
+  }
+
   /** The last lines of output that no `expect` has taken. */
   tail(): string {
     return this.#text.trimEnd().split('\n').slice(-TAIL_LINES).join('\n')
