@@ -62,3 +62,10 @@ export function readField({ offset, width }: Field, bytes: Uint8Array): bigint {
   for (let i = width - 1; i >= 0; i--) value = (value << 8n) | BigInt(bytes[offset + i] ?? 0)
   return value
 }
+
+/** A block that starts at `at` of a nested state's data; what a shorter state leaves out counts as zeroes, as it does in KVM. */
+export function blockAt(data: Uint8Array, at: number): Uint8Array {
+  const bytes = new Uint8Array(BLOCK_SIZE)
+  bytes.set(data.subarray(at, at + BLOCK_SIZE))
+  return bytes
+}

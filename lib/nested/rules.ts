@@ -6,7 +6,7 @@
  */
 import { NestedStateError } from '../errors.js'
 import * as k from '../kvm/structs.js'
-import { BLOCK_SIZE } from './block.js'
+import { BLOCK_SIZE, blockAt } from './block.js'
 import { hasControl } from './controls-vmx.js'
 import { ALL_ONES, EFER_SVME, legalAddress } from './registers.js'
 import { checkVmcb12 } from './rules-svm.js'
@@ -98,7 +98,7 @@ function checkVmx({ flags, hdr }: Header, data: Uint8Array, vcpu: NestedVcpu): v
   } else if (!enlightened) {
     refuse('vmx-data-without-vmcs', 'hdr.vmx.vmcs12_pa', vmcs12_pa, 'there is a VMCS12, but no current VMCS', DAMAGED)
   }
-  const vmcs12 = decodeVmcs12(whole(data, 0))
+  const vmcs12 = decodeVmcs12(blockAt(data, 0))
   revision('vmx-revision', 'vmcs12', vmcs12.fields.vmcsRevisionIdentifier & ~SHADOW_VMCS_INDICATOR)
   if (!guestMode) return
   checkShadow(vmcs12, data)
@@ -174,7 +174,7 @@ function checkShadow(vmcs12: ReturnType<typeof decodeVmcs12>, data: Uint8Array):
   if (data.length < BLOCK_SIZE + VMCS12_USED_SIZE) {
     refuse('vmx-shadow-length', 'size', HEADER + data.length, 'VMCS shadowing, but no whole shadow VMCS12', DAMAGED)
   }
-  const id = decodeVmcs12(whole(data, BLOCK_SIZE)).fields.vmcsRevisionIdentifier
+  const id = decodeVmcs12(blockAt(data, BLOCK_SIZE)).fields.vmcsRevisionIdentifier
   revision('vmx-shadow-revision', 'shadow vmcs12', id & ~SHADOW_VMCS_INDICATOR)
   if ((id & SHADOW_VMCS_INDICATOR) === 0n) {
     refuse('vmx-shadow-indicator', 'shadow vmcs12.vmcsRevisionIdentifier', id, 'bit 31 of a shadow VMCS is 1', DAMAGED)
@@ -196,18 +196,11 @@ function checkSvm({ flags, size, hdr }: Header, data: Uint8Array, vcpu: NestedVc
   if (!guestMode) return
   page('svm-vmcb-address', 'hdr.svm.vmcb_pa', vmcb_pa, vcpu)
   if (data.length < BLOCK_SIZE) refuse('svm-data-length', 'size', size, 'guest mode, but no whole VMCB', DAMAGED)
-  checkVmcb12(decodeVmcb12(data.subarray(0, BLOCK_SIZE)), vcpu.maxPhyAddr)
+  checkVmcb12(decodeVmcb12(blockAt(data, 0)), vcpu.maxPhyAddr)
 }
 
 function shadowing(vmcs12: ReturnType<typeof decodeVmcs12>): boolean {
   return hasControl(vmcs12, 'secondary', 'VMCS shadowing')
-}
-
-/** A block of the data; what a shorter state leaves out counts as zeroes, as KVM's own copy of it starts. */
-function whole(data: Uint8Array, at: number): Uint8Array {
-  const block = new Uint8Array(BLOCK_SIZE)
-  block.set(data.subarray(at, at + BLOCK_SIZE))
-  return block
 }
 
 function revision(rule: string, block: string, id: bigint): void {
