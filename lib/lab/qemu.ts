@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import type { Duplex, Readable } from 'node:stream'
+import { hostTscKhz } from '../host/tsc.js'
 import {
   type EmulatedMachine,
   type Emulator,
@@ -28,12 +29,21 @@ export function qemuEmulator(program: string): Emulator {
     guestModules: ['virtio_pci', '9p', '9pnet_virtio', 'virtio_console'],
     kvmModule: 'kvm_amd',
     kvmParameters: ['nested=1'],
-    commandLine: ['console=ttyS0'],
+    commandLine: ['console=ttyS0', ...tscWords()],
     guestSetup: '',
     mountWords: share => `-t 9p -o ${shareOptions(share)} ${share.tag}`,
     guestPort: PORT_FUNCTION,
     start: machine => start(program, machine),
   }
+}
+
+/**
+ * Under TCG the TSC is this host's own. The guest would measure its frequency against an emulated timer, and be wrong by a
+ * factor of ten where this host is busy just then; all its clocks follow from that.
+ */
+function tscWords(): string[] {
+  const khz = hostTscKhz()
+  return khz === undefined ? [] : [`tsc_early_khz=${khz}`]
 }
 
 /**
