@@ -58,7 +58,7 @@ export function bootDisk({ kernel, initrd, commandLine }: BootDisk): Buffer {
   const entry = pvhEntry(kernel)
   if (entry === undefined) {
     const remedy = 'install xz-utils, lz4 and zstd, and remove the kernels from the cache: they are unpacked anew'
-    throw new ConfigError('kernel', '', 'is not an unpacked vmlinux with a PVH entry', remedy)
+    throw new ConfigError('kernel', '', 'is no unpacked vmlinux with a PVH entry', remedy)
   }
   const words = Buffer.from(`${commandLine}\0`)
   if (words.length > COMMAND_LINE_SIZE) {

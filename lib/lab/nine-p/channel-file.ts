@@ -11,27 +11,26 @@ export class Channel extends Duplex {
   #incoming: Buffer = Buffer.alloc(0)
   #taken: (() => void) | undefined
   #ended = false
-  #wake: (() => void) | undefined
-  #room: (() => void) | undefined
+  /** Reads of the guest that wait for bytes, and writes of it that wait for room. */
+  readonly #readers = new Set<() => void>()
+  readonly #writers = new Set<() => void>()
   /** The client reads on until its buffer is full or there is nothing: after less than it asked for it is told the latter. */
   #short = false
 
   override _write(bytes: Buffer, _encoding: BufferEncoding, done: () => void): void {
     this.#incoming = bytes
     this.#taken = done
-    this.#wake?.()
+    wake(this.#readers)
   }
 
   override _final(done: () => void): void {
     this.#ended = true
-    this.#wake?.()
+    wake(this.#readers)
     done()
   }
 
   override _read(): void {
-    const room = this.#room
-    this.#room = undefined
-    room?.()
+    wake(this.#writers)
   }
 
   /** The guest is gone. What it wrote can still be read. */
@@ -39,11 +38,8 @@ export class Channel extends Duplex {
     this.push(null)
     this.end()
     this.#ended = true
-    this.#wake?.()
-    const taken = this.#taken
-    this.#taken = undefined
-    taken?.()
-    this.#incoming = Buffer.alloc(0)
+    wake(this.#readers)
+    this.#consume(this.#incoming.length)
   }
 
   /** The guest reads. */
@@ -52,36 +48,39 @@ export class Channel extends Duplex {
       this.#short = false
       return Buffer.alloc(0)
     }
-    while (this.#incoming.length === 0 && !this.#ended && !cancel.aborted && !this.destroyed) {
+    while (this.#incoming.length === 0 && !this.#ended && !cancel.aborted) {
       await new Promise<void>(resolve => {
-        this.#wake = resolve
+        this.#readers.add(resolve)
         cancel.addEventListener('abort', () => resolve(), { once: true })
-        this.once('close', resolve)
       })
     }
     if (cancel.aborted) throw new Errno('EINTR')
     const bytes = this.#incoming.subarray(0, count)
-    this.#incoming = this.#incoming.subarray(count)
     this.#short = bytes.length > 0 && bytes.length < count
-    if (this.#incoming.length === 0) {
-      const taken = this.#taken
-      this.#taken = undefined
-      taken?.()
-    }
+    this.#consume(bytes.length)
     return bytes
   }
 
   /** The guest writes: its write lasts until somebody here has room. */
   async fromGuest(bytes: Buffer): Promise<number> {
-    if (this.destroyed) throw new Errno('EPIPE')
-    if (!this.push(Buffer.from(bytes))) {
-      await new Promise<void>(resolve => {
-        this.#room = resolve
-        this.once('close', resolve)
-      })
-    }
+    if (this.readableEnded || this.destroyed) throw new Errno('EPIPE')
+    if (!this.push(Buffer.from(bytes))) await new Promise<void>(resolve => this.#writers.add(resolve))
     return bytes.length
   }
+
+  #consume(count: number): void {
+    this.#incoming = this.#incoming.subarray(count)
+    if (this.#incoming.length > 0) return
+    const taken = this.#taken
+    this.#taken = undefined
+    taken?.()
+  }
+}
+
+function wake(waiting: Set<() => void>): void {
+  const all = [...waiting]
+  waiting.clear()
+  for (const resolve of all) resolve()
 }
 
 /** A directory of channels, or one of them. */
