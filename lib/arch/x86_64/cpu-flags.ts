@@ -56,12 +56,26 @@ export const CPU_FLAGS: ReadonlyMap<string, readonly FlagLocation[]> = table([
     0x7,
     0,
     'edx',
-    'avx512_4vnniw:2 avx512_4fmaps:3 fsrm:4 avx512_vp2intersect:8 md_clear:10 serialize:14 tsxldtrk:16 pconfig:18 ' +
+    'avx512_4vnniw:2 avx512_4fmaps:3 fsrm:4 uintr:5 avx512_vp2intersect:8 srbds_ctrl:9 md_clear:10 rtm_always_abort:11 ' +
+      'tsx_force_abort:13 serialize:14 hybrid_cpu:15 tsxldtrk:16 pconfig:18 ' +
       'arch_lbr:19 ibt:20 amx_bf16:22 avx512_fp16:23 amx_tile:24 amx_int8:25 ibrs:26 ibpb:26 stibp:27 flush_l1d:28 ' +
-      'arch_capabilities:29 ssbd:31',
+      'arch_capabilities:29 core_capabilities:30 ssbd:31',
   ],
-  [0x7, 1, 'eax', 'avx_vnni:4 avx512_bf16:5'],
-  [0xd, 1, 'eax', 'xsaveopt:0 xsavec:1 xgetbv1:2 xsaves:3'],
+  [
+    0x7,
+    1,
+    'eax',
+    'sha512:0 sm3:1 sm4:2 rao_int:3 avx_vnni:4 avx512_bf16:5 lass:6 cmpccxadd:7 arch_perfmon_ext:8 fzrm:10 fsrs:11 fsrc:12 ' +
+      'fred:17 lkgs:18 wrmsrns:19 amx_fp16:21 hreset:22 avx_ifma:23 lam:26',
+  ],
+  [
+    0x7,
+    1,
+    'edx',
+    'avx_vnni_int8:4 avx_ne_convert:5 amx_complex:8 avx_vnni_int16:10 prefetchi:14 user_msr:15 avx10:19 apx_f:21',
+  ],
+  [0x7, 2, 'edx', 'intel_psfd:0 ipred_ctrl:1 rrsba_ctrl:2 ddpd_u:3 bhi_ctrl:4 mcdt_no:5'],
+  [0xd, 1, 'eax', 'xsaveopt:0 xsavec:1 xgetbv1:2 xsaves:3 xfd:4'],
   [
     0x80000001,
     0,
@@ -82,18 +96,34 @@ export const CPU_FLAGS: ReadonlyMap<string, readonly FlagLocation[]> = table([
     0x80000008,
     0,
     'ebx',
-    'clzero:0 irperf:1 xsaveerptr:2 rdpru:4 wbnoinvd:9 ibpb:12 ibrs:14 stibp:15 amd_ppin:23 ssbd:24 virt_ssbd:25 cppc:27 ' +
-      'brs:31',
+    'clzero:0 irperf:1 xsaveerptr:2 rdpru:4 wbnoinvd:9 ibpb:12 ibrs:14 stibp:15 stibp_always_on:17 ibrs_same_mode:19 ' +
+      'amd_ppin:23 ssbd:24 virt_ssbd:25 amd_ssb_no:26 cppc:27 amd_psfd:28 btc_no:29 ibpb_ret:30 brs:31',
   ],
   [
     0x8000000a,
     0,
     'edx',
     'npt:0 lbrv:1 svm_lock:2 nrip_save:3 tsc_scale:4 vmcb_clean:5 flushbyasid:6 decodeassists:7 pausefilter:10 ' +
-      'pfthreshold:12 avic:13 v_vmsave_vmload:15 vgif:16 x2avic:18 v_spec_ctrl:20 vnmi:25',
+      'pfthreshold:12 avic:13 v_vmsave_vmload:15 vgif:16 x2avic:18 v_spec_ctrl:20 vnmi:25 svme_addr_chk:28 ' +
+      'bus_lock_threshold:29 idle_hlt:30',
   ],
   [0x8000001f, 0, 'eax', 'sme:0 sev:1 sev_es:3'],
-  [0x80000021, 0, 'eax', 'autoibrs:8'],
+  [
+    0x80000021,
+    0,
+    'eax',
+    'no_nested_data_bp:0 lfence_always_serializing:2 null_sel_clr_base:6 autoibrs:8 no_smm_ctl_msr:9',
+  ],
+  [0x80000022, 0, 'eax', 'perfmon_v2:0 amd_lbr_v2:1'],
+  // KVM's own, by QEMU's names (the kernel's Documentation/virt/kvm/x86/cpuid.rst)
+  [
+    0x40000001,
+    0,
+    'eax',
+    'kvmclock-old:0 kvm-nopiodelay:1 kvm-mmu:2 kvmclock:3 kvm-asyncpf:4 kvm-steal-time:5 kvm-pv-eoi:6 kvm-pv-unhalt:7 ' +
+      'kvm-pv-tlb-flush:9 kvm-asyncpf-vmexit:10 kvm-pv-ipi:11 kvm-poll-control:12 kvm-pv-sched-yield:13 ' +
+      'kvm-asyncpf-int:14 kvm-msi-ext-dest-id:15 kvm-hc-map-gpa-range:16 kvm-migration-control:17 kvmclock-stable-bit:24',
+  ],
 ])
 
 /**
