@@ -4,7 +4,7 @@ export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
 export type { MachineConfig, MachineOptions } from './config/machine-config.js'
-export { ConfigError, GuestError, KvmError, SnapshotError, TimeoutError } from './errors.js'
+export { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
 export { diagnoseHost } from './host/host.js'
 export { type CapabilityName, cap } from './kvm/capabilities.js'
@@ -23,6 +23,16 @@ export { type KernelModule, ModuleTree } from './lab/modules.js'
 export { Checkpoint } from './machine/checkpoint.js'
 export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
 export {
+  forL2Section,
+  type Inspection,
+  inspectSnapshot,
+  type L2Walk,
+  stateSection,
+  type VcpuInspection,
+  walkL2,
+} from './machine/inspect.js'
+export { diffInspections, type InspectionDifference, type VcpuDifference } from './machine/inspect-diff.js'
+export {
   Machine,
   type MachineEnd,
   type MachineState,
@@ -30,8 +40,29 @@ export {
   type SnapshotOptions,
 } from './machine/machine.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
-export { decodeNestedState, type NestedState, type SvmNestedState, type VmxNestedState } from './nested/state.js'
+export {
+  type DescribedField,
+  describeNested,
+  type LevelState,
+  type NestedContext,
+  type NestedDescription,
+  type NestedPaging,
+  type Section,
+} from './nested/describe.js'
+export { type ChangedField, diffNested, toJson } from './nested/diff.js'
+export { checkNestedState, type NestedVcpu } from './nested/rules.js'
+export {
+  decodeNestedState,
+  encodeNestedState,
+  type NestedState,
+  type SvmNestedState,
+  type VmxNestedState,
+} from './nested/state.js'
+export { decodeVmcb12, encodeVmcb12, type Vmcb12 } from './nested/vmcb12.js'
+export { decodeVmcs12, encodeVmcs12, type Vmcs12 } from './nested/vmcs12.js'
+export { type L1Memory, type Walk, type WalkStep, walkEpt, walkNpt } from './nested/walk.js'
 export type { PlacedExtent, PlacedRegion } from './snapshot/chain.js'
+export { compareMemory, type MemoryDifference, type PageRun } from './snapshot/compare-memory.js'
 export type {
   Blobs,
   Extent,
@@ -43,5 +74,6 @@ export type {
 export type { ProgressOptions } from './snapshot/memory-file.js'
 export { readSnapshot, type Snapshot } from './snapshot/read.js'
 export { type SnapshotContents, type SnapshotInfo, writeSnapshot } from './snapshot/save.js'
+export { SnapshotMemory } from './snapshot/snapshot-memory.js'
 export { squashSnapshot } from './snapshot/squash.js'
 export { verifyMemory } from './snapshot/verify.js'
