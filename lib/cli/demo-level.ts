@@ -1,7 +1,6 @@
 import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import { GuestError, Machine } from '../index.js'
-import { MARK } from './demo-image.js'
+import { GuestError, MARK, Machine } from '../index.js'
 
 /** What a level says of itself. */
 export interface LevelFacts {

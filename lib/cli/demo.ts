@@ -5,8 +5,19 @@ import { join } from 'node:path'
 import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
-import { ConfigError, diagnoseHost, ensureAssets, GuestError, hypervisorSignature, Lab } from '../index.js'
-import { L2_INITRD, L2_KERNEL, LAST_COUNT, MARK, writeL1Image } from './demo-image.js'
+import {
+  ConfigError,
+  diagnoseHost,
+  ensureAssets,
+  GuestError,
+  hypervisorSignature,
+  L2_INITRD,
+  L2_KERNEL,
+  LAST_COUNT,
+  Lab,
+  MARK,
+  writeTowerImage,
+} from '../index.js'
 import {
   bootLevel,
   LevelError,
@@ -150,7 +161,7 @@ async function demo(options: DemoOptions): Promise<number> {
     abort.throwIfAborted()
     status.show('making the image of L1')
     const initrd = join(directory, 'l1.cpio')
-    await writeL1Image(initrd, assets, ['demo', '--level', '1', '--timeout', String(timeout)])
+    await writeTowerImage(initrd, assets, ['demo', '--level', '1', '--timeout', String(timeout)])
     const kernel = assets.guestKernel.vmlinuz
     if (where.lab) {
       await inLab({ kernel, initrd, directory, timeout, onProgress, hear, abort })

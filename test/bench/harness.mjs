@@ -18,12 +18,13 @@ const TRIAL_TIMEOUT_MS = 120_000
 export class BenchError extends Error {}
 
 /**
- * Compiles a baseline into `directory`, as a release build would be.
+ * Makes a baseline ready to run: one in C is compiled into `directory`, as a release build would be.
  * @param {string} source
  * @param {string} directory
- * @returns {Promise<string>} path of the program
+ * @returns {Promise<[command: string, ...args: string[]]>}
  */
-export async function compile(source, directory) {
+async function ready(source, directory) {
+  if (source.endsWith('.mjs')) return [process.execPath, join(here, source)]
   const program = join(directory, source.replace(/\.c$/, ''))
   const flags = ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-static']
   try {
@@ -33,7 +34,7 @@ export async function compile(source, directory) {
     if (code === 'ENOENT') throw new BenchError('cc: not found: the baselines are C; install build-essential')
     throw new BenchError(`cc ${source}: ${stderr}`)
   }
-  return program
+  return [program]
 }
 
 /**
@@ -56,13 +57,13 @@ async function script(name, command, args) {
  * @param {string} name
  * @param {string} command
  * @param {string[]} args
- * @returns {Promise<{ value: number, check: number }>}
+ * @returns {Promise<{ value: number, check: number, parts?: Record<string, number> }>}
  */
 async function trial(name, command, args) {
   const stdout = await script(name, command, args)
-  const { value, check } = JSON.parse(stdout)
+  const { value, check, parts } = JSON.parse(stdout)
   if (!Number.isFinite(value) || !Number.isInteger(check)) throw new BenchError(`${name}: ${command} printed ${stdout}`)
-  return { value, check }
+  return { value, check, parts }
 }
 
 /** @param {number[]} values */
@@ -73,16 +74,25 @@ function median(values) {
 }
 
 /**
- * A benchmark whose guests boot Linux runs inside the lab, by this same program.
+ * The median of each part over the trials that told of it.
+ * @param {Record<string, number>[]} trials
+ */
+function medians(trials) {
+  const names = Object.keys(trials[0] ?? {})
+  return Object.fromEntries(names.map(name => [name, median(trials.map(parts => parts[name]))]))
+}
+
+/**
+ * A benchmark of the lab runs inside it, by this same program.
  * @param {Benchmark} benchmark
  * @param {(line: string) => void} progress
  * @returns {Promise<Awaited<ReturnType<typeof measure>>>}
  */
-export async function measureInLab({ name }, progress) {
-  progress(`${name}: starting the lab`)
+export async function measureInLab({ name, lab }, progress) {
+  progress(`${name}: starting the ${lab} lab`)
   const cli = join(here, '../../dist/cli/main.js')
   const inside = [process.execPath, join(here, 'main.mjs'), '--json', name]
-  const child = spawn(process.execPath, [cli, 'lab', '--timeout', '1800', '--', ...inside], {
+  const child = spawn(process.execPath, [cli, 'lab', '--vendor', `${lab}`, '--timeout', '1800', '--', ...inside], {
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   let stdout = ''
@@ -110,33 +120,35 @@ export async function measureInLab({ name }, progress) {
 export async function measure(benchmark, directory, progress) {
   const { name, unit, target, absolute, pairs = PAIRS } = benchmark
   progress(`${name}: compiling the baseline`)
-  const program = await compile(benchmark.baseline, directory)
+  const programs = { ours: await ready(benchmark.ours, directory), baseline: await ready(benchmark.baseline, directory) }
   if (benchmark.prepare) {
     progress(`${name}: preparing`)
     await script(name, process.execPath, [join(here, benchmark.prepare), directory])
   }
-  const args = benchmark.arguments ?? [directory]
+  const common = [...(benchmark.prepare ? [directory] : []), ...(benchmark.arguments ?? [])]
+  const args = { ours: common, baseline: benchmark.baselineArguments ?? common }
   /** @type {{ ours: number[], baseline: number[] }} */
   const values = { ours: [], baseline: [] }
+  /** @type {Record<string, number>[]} */
+  const partsOfOurs = []
   /** @type {number | undefined} */
   let expected
   for (let pair = 0; pair < pairs; pair++) {
     // Who goes first alternates, so that neither always has the warmer machine.
     const order = /** @type {const} */ (pair % 2 ? ['baseline', 'ours'] : ['ours', 'baseline'])
     for (const side of order) {
-      progress(`${name}: pair ${pair + 1} of ${pairs}, ${side}`)
-      const { value, check } =
-        side === 'ours'
-          ? await trial(name, process.execPath, [join(here, benchmark.ours), ...args])
-          : await trial(name, program, args)
+      const [command, ...first] = programs[side]
+      const { value, check, parts } = await trial(name, command, [...first, ...args[side]])
+      progress(`${name}: pair ${pair + 1} of ${pairs}, ${side}: ${value.toPrecision(4)} ${unit}`)
       expected ??= check
       if (check !== expected) throw new BenchError(`${name}: ${side} did other work: check ${check}, not ${expected}`)
       values[side].push(value)
+      if (side === 'ours' && parts) partsOfOurs.push(parts)
     }
   }
   const ours = median(values.ours)
   const baseline = median(values.baseline)
   const ratio = absolute ? null : ours / baseline
   const ok = ratio === null ? ours - baseline <= target : ratio <= target
-  return { name, ours, baseline, unit, ratio, target, ok }
+  return { name, ours, baseline, unit, ratio, target, ok, parts: partsOfOurs.length ? medians(partsOfOurs) : undefined }
 }

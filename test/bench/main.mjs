@@ -1,8 +1,9 @@
 /**
  * `npm run bench [-- [--json] [NAME...]]`: measures the package against the same work done in C, and prints a table, or
- * with `--json` an array of `{"name","ours","baseline","unit","ratio","target","ok"}` and nothing else.
+ * with `--json` an array of `{"name","ours","baseline","unit","ratio","target","ok"}` and nothing else. A row may also have
+ * `parts`, what the time of ours is made up of; without `--json` they go to stderr.
  *
- * `ratio` is ours / baseline, and `target` the most it may be; where `ratio` is null (idle-cpu) `target` is the most that
+ * `ratio` is ours / baseline, and `target` the most it may be; where `ratio` is null (idle-cpu, restore) `target` is the most that
  * ours may lie above the baseline. Exit code 0: all reach their target; 1: one does not, or could not be measured; 2: bad usage.
  */
 import { mkdtemp, rm } from 'node:fs/promises'
@@ -51,6 +52,12 @@ function line({ name, ours, baseline, unit, ratio, target, ok }) {
   return `${name.padEnd(16)}${columns[0].padStart(10)}${columns[1].padStart(10)} ${columns.slice(2).join('  ')}\n`
 }
 
+/** @param {Awaited<ReturnType<typeof measure>>} row */
+function showParts({ parts = {}, unit }) {
+  const list = Object.entries(parts).map(([name, value]) => `${name} ${shown(value)}`)
+  if (list.length) process.stderr.write(`  of ours, ${unit}: ${list.join(', ')}\n`)
+}
+
 const { values, positionals } = parse()
 const unknown = positionals.find(name => !benchmarks.some(benchmark => benchmark.name === name))
 if (unknown !== undefined) usage(`unknown benchmark: ${unknown}`)
@@ -60,16 +67,19 @@ const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-bench-'))
 try {
   const rows = []
   if (!values.json) {
-    process.stdout.write('medians of at least 7 pairs, each trial its own process\n')
+    process.stdout.write('medians; each trial is a process of its own, ours and the baseline in turns\n')
     process.stdout.write(
-      `${'name'.padEnd(16)}${'ours'.padStart(10)}${'C'.padStart(10)} ${'unit'.padEnd(9)}     ratio  target\n`,
+      `${'name'.padEnd(16)}${'ours'.padStart(10)}${'baseline'.padStart(10)} ${'unit'.padEnd(9)}     ratio  target\n`,
     )
   }
   for (const benchmark of chosen) {
-    const outside = benchmark.lab && !process.env.NESTED_KVM_LAB
+    const outside = benchmark.lab && benchmark.lab !== process.env.NESTED_KVM_LAB
     const row = outside ? await measureInLab(benchmark, progress) : await measure(benchmark, directory, progress)
     if (live) process.stderr.write('\r\x1b[K')
-    if (!values.json) process.stdout.write(line(row))
+    if (!values.json) {
+      process.stdout.write(line(row))
+      showParts(row)
+    }
     rows.push(row)
   }
   if (values.json) process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`)

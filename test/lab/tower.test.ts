@@ -3,17 +3,20 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { expect, it } from 'vitest'
-import { writeL1Image } from '../../lib/cli/demo-image.js'
+import { expect, it, onTestFinished } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
+import { LAST_COUNT, writeTowerImage } from '../../lib/lab/tower-image.js'
 import { Machine } from '../../lib/machine/machine.js'
-import { decodeNestedState } from '../../lib/nested/state.js'
+import { decodeNestedState, type NestedState } from '../../lib/nested/state.js'
+import { readSnapshot } from '../../lib/snapshot/read.js'
+import { squashSnapshot } from '../../lib/snapshot/squash.js'
 import { BOOT } from './linux.js'
 
 const run = promisify(execFile)
+const LONG = { timeout: 1_200_000 }
 
-it('the demo boots L1, and in it L2, each with the extension', { timeout: 600_000 }, async () => {
-  const args = ['dist/cli/main.js', 'demo', '--where', 'host', '--json', '--timeout', '500']
+it('the demo boots L1, and in it L2, saves both while L2 counts, and a new process lets them go on', LONG, async () => {
+  const args = ['dist/cli/main.js', 'demo', '--where', 'host', '--json', '--timeout', '1000']
   const { stdout } = await run(process.execPath, args)
   const lines = stdout.trim().split('\n')
   expect(lines).toHaveLength(1)
@@ -25,37 +28,139 @@ it('the demo boots L1, and in it L2, each with the extension', { timeout: 600_00
     expect(flag).toBe(result.vendor)
     if (level > 0) expect([hypervisor, bootSeconds > 0]).toEqual(['KVMKVMKVM', true])
   }
+  expect(result.snapshot.count).toBeGreaterThanOrEqual(5)
+  expect(result.snapshot.count).toBeLessThan(LAST_COUNT)
+  expect(result.snapshot.lastCount).toBe(LAST_COUNT)
 })
 
-it('the nested state of a Linux L1 shows its Linux L2 running', { timeout: 600_000 }, async () => {
-  const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-tower-'))
-  try {
+/** Follows what L2 counts, over the machines that it lives in. */
+class Counts {
+  readonly all: number[] = []
+  #begun = ''
+
+  get last(): number {
+    return this.all.at(-1) ?? 0
+  }
+
+  /** Waits until L2 has counted to `count`. */
+  async reach(machine: Machine, count: number): Promise<void> {
+    while (this.last < count) this.#line((await machine.console.expect('\n', BOOT)).before)
+  }
+
+  /** Takes what a paused machine has said. */
+  take(machine: Machine): void {
+    const lines = machine.console.takeText().split('\n')
+    const begun = lines.pop()!
+    for (const line of lines) this.#line(line)
+    this.#begun += begun
+  }
+
+  /** The same, of a machine that goes on in two. */
+  fork(): Counts {
+    const counts = new Counts()
+    counts.all.push(...this.all)
+    counts.#begun = this.#begun
+    return counts
+  }
+
+  #line(text: string): void {
+    const count = /"count":(\d+)/.exec(this.#begun + text)?.[1]
+    this.#begun = ''
+    if (count) this.all.push(Number(count))
+  }
+}
+
+const upTo = (count: number) => Array.from({ length: count }, (_, i) => i + 1)
+
+it(
+  'a Linux L1 with its Linux L2 goes back, forks, and lives on through three generations of snapshots',
+  LONG,
+  async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-tower-'))
+    onTestFinished(() => rm(directory, { recursive: true, force: true }))
     const assets = await ensureAssets(['guestKernel', 'busybox'])
     const initrd = join(directory, 'l1.cpio')
-    await writeL1Image(initrd, assets, ['demo', '--level', '1'])
+    await writeTowerImage(initrd, assets, ['demo', '--level', '1'])
     const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off'
-    await using machine = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline, memory: '1G' })
-    await machine.start()
-    await machine.console.expect('booting the L2 kernel', BOOT)
-    const inL2 = []
-    for (let sample = 0; sample < 200 && inL2.length < 3; sample++) {
-      await new Promise(resolve => setTimeout(resolve, 50))
-      await machine.pause()
-      const state = decodeNestedState(machine.vcpus[0]!.getNestedState())
-      if (state.guestMode) inL2.push(state)
-      await machine.resume()
-    }
-    expect(inL2).toHaveLength(3)
-    for (const state of inL2) {
-      const block = state.format === 'svm' ? state.vmcbPa : state.vmcs12Pa
-      expect(machine.memory.contains(Number(block), 4096)).toBe(true)
-      expect(Number(block) % 4096).toBe(0)
-      expect(state.data.length).toBeGreaterThanOrEqual(4096)
-    }
+    const first = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline, memory: '1G' })
+    onTestFinished(() => first.stop())
+    await first.start()
+    await first.console.expect('booting the L2 kernel', BOOT)
+    await seeL2(first)
+
     // L2 was stopped in the middle of its work several times, and comes up all the same.
-    await machine.console.expect(/"level":2,"kernel":"\d+\.\d+/, BOOT)
-    expect(await machine.wait()).toEqual({ reason: 'shutdown' })
-  } finally {
-    await rm(directory, { recursive: true, force: true })
+    let counts = new Counts()
+    await counts.reach(first, 3)
+    await first.pause()
+    counts.take(first)
+    const then = counts.fork()
+    const checkpoint = await first.checkpoint()
+    await first.resume()
+    await counts.reach(first, then.last + 2)
+    expect(counts.all).toEqual(upTo(counts.last))
+    await first.rollback(checkpoint)
+    checkpoint.close()
+    // What was said between the checkpoint and the rollback has not happened.
+    first.console.takeText()
+    counts = then
+    await counts.reach(first, then.last + 2)
+    expect(counts.all).toEqual(upTo(counts.last))
+
+    await first.pause()
+    counts.take(first)
+    const twin = await first.fork()
+    onTestFinished(() => twin.stop())
+    const its = counts.fork()
+    await twin.resume()
+    await its.reach(twin, its.last + 2)
+    expect(its.all).toEqual(upTo(its.last))
+    await twin.stop()
+
+    const snapshots = ['full', 'second', 'third'].map(name => join(directory, name))
+    let machine = first
+    for (const [generation, path] of snapshots.entries()) {
+      const { bytes } = await machine.snapshot(path, { differential: generation > 0 })
+      if (generation > 0) expect(bytes).toBeLessThan(256 << 20)
+      await machine.stop()
+      machine = await Machine.restore(path)
+      onTestFinished(() => machine.stop())
+      await machine.resume()
+      await counts.reach(machine, counts.last + 2)
+      await machine.pause()
+      counts.take(machine)
+    }
+    expect(counts.all).toEqual(upTo(counts.last))
+    expect((await readSnapshot(snapshots[2]!)).chain).toHaveLength(3)
+
+    // The last of the chain, made one, and let go on to its end.
+    await machine.snapshot(join(directory, 'fourth'), { differential: true })
+    await machine.stop()
+    await squashSnapshot(join(directory, 'fourth'), join(directory, 'one'))
+    await rm(snapshots[0]!, { recursive: true })
+    const last = await Machine.restore(join(directory, 'one'), { verify: true })
+    onTestFinished(() => last.stop())
+    await last.resume()
+    await counts.reach(last, LAST_COUNT)
+    expect(counts.all).toEqual(upTo(LAST_COUNT))
+    expect(await last.wait()).toEqual({ reason: 'shutdown' })
+  },
+)
+
+/** Samples the nested state until it has shown L2 three times. */
+async function seeL2(machine: Machine): Promise<void> {
+  const inL2: NestedState[] = []
+  for (let sample = 0; sample < 200 && inL2.length < 3; sample++) {
+    await new Promise(resolve => setTimeout(resolve, 50))
+    await machine.pause()
+    const state = decodeNestedState(machine.vcpus[0]!.getNestedState())
+    if (state.guestMode) inL2.push(state)
+    await machine.resume()
   }
-})
+  expect(inL2).toHaveLength(3)
+  for (const state of inL2) {
+    const block = state.format === 'svm' ? state.vmcbPa : state.vmcs12Pa
+    expect(machine.memory.contains(Number(block), 4096)).toBe(true)
+    expect(Number(block) % 4096).toBe(0)
+    expect(state.data.length).toBeGreaterThanOrEqual(4096)
+  }
+}

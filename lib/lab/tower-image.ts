@@ -3,12 +3,15 @@ import { readdir, realpath } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { type Assets, buildInitramfs, type InitramfsEntry, ModuleTree, programFiles, writeInitramfs } from '../index.js'
+import { buildInitramfs, type InitramfsEntry, writeInitramfs } from '../boot/initramfs.js'
+import { programFiles } from '../boot/program-files.js'
+import type { Assets } from './assets.js'
+import { ModuleTree } from './modules.js'
 
 /** Starts a line of a level's report; what follows is JSON. */
 export const MARK = '@nested-kvm '
 /** How far L2 counts before it powers off: a count each 0.2 s. */
-export const LAST_COUNT = 40
+export const LAST_COUNT = 24
 /** Where L1's image has the kernel and the image of L2. */
 export const L2_KERNEL = '/boot/vmlinuz'
 export const L2_INITRD = '/boot/l2.cpio'
@@ -43,15 +46,20 @@ done`
 type Guest = Pick<Assets, 'guestKernel' | 'busybox'>
 
 /**
- * Writes the image of L1: busybox, the hypervisor's modules, Node, this package, and in it the kernel and the image of
- * L2, which is the same without Node and what it runs.
+ * Writes the image of an L1 that is a host of its own: busybox, the hypervisor's modules, Node, this package, and the kernel and the
+ * image of an L2. L1 runs `nested-kvm` with `command` as its arguments, by default to run L2, and powers off; L2 counts on its
+ * console up to `LAST_COUNT` and powers off.
  */
-export async function writeL1Image(path: string, assets: Guest, l2Command: readonly string[]): Promise<void> {
+export async function writeTowerImage(
+  path: string,
+  assets: Guest,
+  command: readonly string[] = ['run', '--kernel', L2_KERNEL, '--initrd', L2_INITRD, '--memory', '256M'],
+): Promise<void> {
   const tree = await ModuleTree.open(assets.guestKernel.modulesDir)
   const cpuid = await tree.load('cpuid')
   const kvm = await tree.load('cpuid', 'kvm_amd', 'kvm_intel')
   const l2 = await buildInitramfs(baseEntries(assets, cpuid, [COUNTING]))
-  const run = [`${NODE} ${PACKAGE}/dist/cli/main.js ${l2Command.join(' ')}`, `echo '${MARK}'"{\\"status\\":$?}"`]
+  const run = [`${NODE} ${PACKAGE}/dist/cli/main.js ${command.join(' ')}`, `echo '${MARK}'"{\\"status\\":$?}"`]
   await writeInitramfs(
     [
       ...baseEntries(assets, kvm, run),
