@@ -160,7 +160,8 @@ async function ensureBochs(progress: Progress): Promise<BochsAsset> {
   progress('this Bochs is the slow one; `nested-kvm lab setup --vendor vmx` builds a fast one')
   let program = await findProgram('bochs')
   if (program === undefined) {
-    await installPackage('bochs', 'bochs', progress)
+    // Which brings bochs itself, with the plainest of its displays.
+    await installPackage('bochs-term', 'bochs', progress)
     program = await findProgram('bochs')
   }
   if (program === undefined) {

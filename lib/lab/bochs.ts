@@ -19,10 +19,14 @@ import { HostFile } from './nine-p/host-file.js'
 import { MAX_MESSAGE, NinePServer } from './nine-p/server.js'
 
 /**
- * Instructions per second of the guest's clock, which counts instructions. The guest's TSC counts at this rate, too; the CPU model's
- * CPUID claims another one, so the kernel is told.
+ * Instructions per second of the guest's clock, which counts instructions: about as many as Bochs does, so that the guest's seconds are near
+ * to ours, and rather longer. The guest's TSC counts at this rate, too; the CPU model's CPUID claims another one, so the kernel is told.
  */
-const IPS = 200_000_000
+const IPS = { fast: 200_000_000, slow: 50_000_000 }
+
+function ipsOf(bochs: BochsAsset): number {
+  return bochs.fast ? IPS.fast : IPS.slow
+}
 
 /** The user-mode network of Bochs: the guest, and this machine as the guest sees it. */
 const GUEST_ADDRESS = '10.0.2.15'
@@ -32,6 +36,7 @@ const HOST_ADDRESS = '10.0.2.2'
 const FD_CONFIG = 3
 const FD_DISK = 4
 const FD_CONSOLE = 5
+const FD_COMMANDS = 6
 
 const CHANNELS_TAG = 'channels'
 
@@ -53,8 +58,15 @@ export function bochsEmulator(bochs: BochsAsset): Emulator {
     kvmModule: 'kvm_intel',
     // Bochs 3.0 wants the posted-interrupt descriptor page-aligned, where the SDM (vol. 3, 25.6.8) says 64 bytes.
     kvmParameters: ['nested=1', 'enable_apicv=0'],
-    // Idle, the emulated clock would run ahead of this machine by seconds while the guest waits for a file.
-    commandLine: ['console=ttyS0', '8250.nr_uarts=1', 'acpiphp.disable=1', `tsc_early_khz=${IPS / 1000}`, 'idle=poll'],
+    // Idle, the emulated clock would run ahead of this machine by seconds while the guest waits for a file. PCI hot-plug, which the BIOS's
+    // ACPI tables have, finds registers in Bochs that read all ones: the network card would go.
+    commandLine: [
+      'console=ttyS0',
+      '8250.nr_uarts=1',
+      'acpiphp.disable=1',
+      `tsc_early_khz=${ipsOf(bochs) / 1000}`,
+      'idle=poll',
+    ],
     guestSetup: `ifconfig eth0 ${GUEST_ADDRESS} netmask 255.255.255.0 up || fail "the network card is missing"`,
     mountWords: share => mountWords(share.tag, `${share.writable ? 'rw' : 'ro'},cache=loose`),
     guestPort: `mkdir ${CHANNELS_TAG}
@@ -87,13 +99,21 @@ async function start(bochs: BochsAsset, machine: EmulatedMachine): Promise<Runni
     for (const content of [Buffer.from(bochsConfiguration(bochs, machine)), disk, Buffer.alloc(0)]) {
       files.push(await unnamedFile(content))
     }
-    const child = spawn(...endingWithUs(bochs.program, ['-q', '-f', `/proc/self/fd/${FD_CONFIG}`]), {
+    const args = ['-q', '-f', `/proc/self/fd/${FD_CONFIG}`]
+    // The debugger that it is, is to go on at once, and never comes to the end of its input.
+    if (!bochs.fast) {
+      files.push(await unnamedFile(Buffer.from('c\n')))
+      args.push('-rc', `/proc/self/fd/${FD_COMMANDS}`)
+    }
+    const child = spawn(...endingWithUs(bochs.program, args), {
       // Its own session: a Ctrl-C on our terminal is for the command in the guest, not for Bochs.
       detached: true,
-      stdio: ['ignore', 'ignore', 'pipe', ...files.map(({ fd }) => fd)],
+      // Its text display goes to nobody, but has to be one.
+      env: { ...process.env, TERM: 'vt100' },
+      stdio: ['pipe', 'ignore', 'pipe', ...files.map(({ fd }) => fd)],
     })
     const ended = endOf(child)
-    const console = new GrowingFile(files.pop()!)
+    const console = new GrowingFile(files.splice(FD_CONSOLE - FD_CONFIG, 1)[0]!)
     for (const channel of Object.values(channels)) channel.on('error', () => {})
     const over = ended.then(async end => {
       server.close()
@@ -122,10 +142,13 @@ async function start(bochs: BochsAsset, machine: EmulatedMachine): Promise<Runni
 /** The configuration file (Bochs: doc/docbook/user, "bochsrc"). */
 export function bochsConfiguration(bochs: BochsAsset, machine: EmulatedMachine): string {
   const megabytes = Math.ceil(machine.memoryBytes / (1 << 20))
-  const cpu = `model=corei7_skylake_x, count=1, ips=${IPS}, reset_on_triple_fault=0, ignore_bad_msrs=1`
-  return `plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, serial=1, e1000=1
+  const cpu = `model=corei7_skylake_x, count=1, ips=${ipsOf(bochs)}, reset_on_triple_fault=0, ignore_bad_msrs=1`
+  // What is off is not needed or, as the speaker of 2.7, crashes it.
+  const plugins = ['unmapped=1', 'biosdev=1', 'speaker=0', 'extfpuirq=1', 'parallel=0', 'serial=1', 'e1000=1']
+  if (!bochs.fast) plugins.push('gameport=0')
+  return `plugin_ctrl: ${plugins.join(', ')}
 config_interface: textconfig
-display_library: nogui
+display_library: ${bochs.fast ? 'nogui' : 'term'}
 cpu: ${cpu}
 memory: guest=${megabytes}, host=${Math.min(megabytes, MOST_HOST_MEGABYTES)}
 romimage: file=${bochs.bios}

@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { expect, test } from 'vitest'
+import { bochsEmulator } from '../../../lib/lab/bochs.js'
 import { ConsoleLog } from '../../../lib/lab/console-log.js'
 import { labEnvironment } from '../../../lib/lab/environment.js'
 import { type GuestPlan, guestFiles, shellQuote } from '../../../lib/lab/guest-files.js'
@@ -34,8 +35,9 @@ test('a quoted word is one word to the shell, whatever is in it', () => {
 })
 
 test.each(['/init', '/lab/session', '/lab/command'])('%s is a script that the shell can read', path => {
-  for (const stdin of [true, false]) {
-    const text = script(path, { ...plan, stdin })
+  const vmx = bochsEmulator({ program: '/bochs', version: '3.0', bios: '/bios', vgaBios: '/vga', fast: true })
+  for (const change of [{ stdin: true }, { stdin: false }, { emulator: vmx }]) {
+    const text = script(path, { ...plan, ...change })
     expect(text).not.toBe('')
     execFileSync('sh', ['-n'], { input: text })
   }
@@ -85,6 +87,7 @@ test("the console's end is kept, without control characters", () => {
 
 test.each([
   [[], {}, /command: "": is missing/],
+  [['true'], { vendor: 'arm' as 'svm' }, /vendor: "arm": is not an extension/],
   [['true'], { memory: '1M' }, /memory: "1M": is too little/],
   [['true'], { memory: '999T' }, /more than this machine has/],
   [['true'], { memory: 'lots' }, /memory: "lots"/],
