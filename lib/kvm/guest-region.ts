@@ -44,8 +44,10 @@ export class GuestRegion {
   /** The memory's own file, while the memory is shared with it. */
   #file: NativeMemoryFile | undefined
   #image: RegionImage | undefined
-  /** Pages that the host wrote: KVM does not see those. */
-  readonly #written: PageSet
+  /** Pages that the host wrote: KVM does not see those. Undefined where there are none. */
+  #written: PageSet | undefined
+  /** What the last `takeWritten()` found: overwritten by the next. */
+  readonly #log: PageSet
 
   /** @internal */
   constructor(vm: NativeVm, options: GuestRegionOptions & { slot: number }, removed: (region: GuestRegion) => void) {
@@ -55,7 +57,7 @@ export class GuestRegion {
     this.#vm = vm
     this.#removed = removed
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
-    this.#written = new PageSet(options.size)
+    this.#log = new PageSet(options.size)
     const { backing = 'anonymous' } = options
     if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, usesHugePages())
     this.#memory = new addon.Memory(options.size, this.#file)
@@ -131,19 +133,21 @@ export class GuestRegion {
 
   /**
    * The pages written since the last call: by the guest, as KVM's dirty log tells (KVM_GET_DIRTY_LOG, KVM API 4.8), and by the
-   * host, as `markWritten` was told.
+   * host, as `markWritten` was told. The set is valid until the next call.
    */
   takeWritten(): PageSet {
-    const written = new PageSet(this.size)
-    this.#vm.getDirtyLog(this.slot, written.bytes)
-    written.addAll(this.#written)
-    this.#written.clear()
-    return written
+    const log = this.#log
+    this.#vm.getDirtyLog(this.slot, log.bytes)
+    if (this.#written) log.addAll(this.#written)
+    this.#written = undefined
+    return log
   }
 
   /** Tells that the host wrote `[offset, offset + length)` through one of the views. */
   markWritten(offset: number, length: number): void {
-    if (this.logsDirty) this.#written.add(offset, length)
+    if (!this.logsDirty) return
+    this.#written ??= new PageSet(this.size)
+    this.#written.add(offset, length)
   }
 
   /** Bytes that may be other than zero, where that is known without reading: all else is zero. */

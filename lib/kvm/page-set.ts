@@ -10,11 +10,14 @@ const PAGE_SIZE = 4096
 export class PageSet {
   /** Bytes of the region. */
   readonly size: number
+  /** The bitmap itself, page 0 in bit 0 of byte 0. */
+  readonly bytes: Uint8Array
   readonly #words: Uint32Array
 
   constructor(size: number) {
     this.size = size
     this.#words = new Uint32Array(Math.ceil(size / PAGE_SIZE / 64) * 2)
+    this.bytes = new Uint8Array(this.#words.buffer)
   }
 
   /** How many pages are in it. */
@@ -22,11 +25,6 @@ export class PageSet {
     let count = 0
     for (let bits of this.#words) for (; bits !== 0; bits &= bits - 1) count++
     return count
-  }
-
-  /** The bitmap itself, page 0 in bit 0 of byte 0. */
-  get bytes(): Uint8Array {
-    return new Uint8Array(this.#words.buffer)
   }
 
   /** Adds the pages that `[offset, offset + length)` touches. */

@@ -131,6 +131,7 @@ export class RegionImage {
 
   /** Where this content and that of `other` may differ. */
   differences(other: RegionImage): ByteRange[] {
+    if (other === this) return []
     const ranges: ByteRange[] = []
     for (let [i, j] = [0, 0]; i < this.#extents.length && j < other.#extents.length; ) {
       const a = this.#extents[i]!

@@ -54,7 +54,8 @@ export interface CoalescedZone {
 
 /** A virtual machine (KVM API, "VM ioctls"). Close it, or declare it with `using`. */
 export class Vm {
-  readonly #native: NativeVm
+  /** @internal */
+  readonly native: NativeVm
   readonly #regions = new Map<number, GuestRegion>()
   readonly #vcpus = new Set<Vcpu>()
   readonly #enabledCaps: Uint8Array[] = []
@@ -64,7 +65,7 @@ export class Vm {
 
   /** @internal */
   constructor(native: NativeVm) {
-    this.#native = native
+    this.native = native
   }
 
   /** The memslots with memory behind them. */
@@ -94,7 +95,7 @@ export class Vm {
 
   /** KVM_CHECK_EXTENSION on the VM (KVM API 4.4, KVM_CAP_CHECK_EXTENSION_VM). */
   checkExtension(capability: number): number {
-    return this.#native.checkExtension(capability)
+    return this.native.checkExtension(capability)
   }
 
   /**
@@ -103,7 +104,7 @@ export class Vm {
    */
   enableCap(capability: number, ...args: bigint[]): void {
     const struct = encodeEnableCap(capability, args)
-    this.#native.enableCap(struct)
+    this.native.enableCap(struct)
     this.#enabledCaps.push(struct)
   }
 
@@ -115,26 +116,26 @@ export class Vm {
     let slot = options.slot ?? 0
     if (options.slot === undefined) while (this.#regions.has(slot)) slot++
     else if (this.#regions.has(slot)) throw new RangeError(`memslot ${slot} is in use: remove() it first`)
-    const region = new GuestRegion(this.#native, { ...options, slot }, () => this.#regions.delete(slot))
+    const region = new GuestRegion(this.native, { ...options, slot }, () => this.#regions.delete(slot))
     this.#regions.set(slot, region)
     return region
   }
 
   /** KVM_SET_TSS_ADDR (KVM API 4.35): three pages below 4 GiB that Intel hosts need, outside guest memory. */
   setTssAddress(address: number): void {
-    this.#native.setTssAddr(address)
+    this.native.setTssAddr(address)
   }
 
   /** KVM_SET_IDENTITY_MAP_ADDR (KVM API 4.66): one page below 4 GiB that Intel hosts need; before any vCPU. */
   setIdentityMapAddress(address: number): void {
     const bytes = new Uint8Array(8)
     new DataView(bytes.buffer).setBigUint64(0, BigInt(address), true)
-    this.#native.setIdentityMapAddr(bytes)
+    this.native.setIdentityMapAddr(bytes)
   }
 
   /** KVM_CREATE_IRQCHIP (KVM API 4.24, KVM_CAP_IRQCHIP): PIC, IOAPIC and local APICs in the kernel; before any vCPU. */
   createIrqchip(): void {
-    this.#native.createIrqchip()
+    this.native.createIrqchip()
     this.#hasIrqchip = true
   }
 
@@ -142,42 +143,42 @@ export class Vm {
   getIrqchip(chip: number): KvmIrqchip {
     const bytes = new Uint8Array(kvm_irqchip.size)
     new DataView(bytes.buffer).setUint32(0, chip, true)
-    this.#native.getIrqchip(bytes)
+    this.native.getIrqchip(bytes)
     return kvm_irqchip.decode(bytes)
   }
 
   /** KVM_SET_IRQCHIP (KVM API 4.27). */
   setIrqchip(state: KvmIrqchip): void {
-    this.#native.setIrqchip(kvm_irqchip.encode(state))
+    this.native.setIrqchip(kvm_irqchip.encode(state))
   }
 
   /** KVM_CREATE_PIT2 (KVM API 4.71, KVM_CAP_PIT2): an i8254; `speakerDummy` also takes port 0x61. */
   createPit2({ speakerDummy = true }: { speakerDummy?: boolean } = {}): void {
     const flags = speakerDummy ? KVM_PIT_SPEAKER_DUMMY : 0
-    this.#native.createPit2(kvm_pit_config.encode({ flags, pad: new Array<number>(15).fill(0) }))
+    this.native.createPit2(kvm_pit_config.encode({ flags, pad: new Array<number>(15).fill(0) }))
     this.#hasPit = true
   }
 
   /** KVM_GET_PIT2 (KVM API 4.72, KVM_CAP_PIT_STATE2). */
   getPit2(): KvmPitState2 {
     const bytes = new Uint8Array(kvm_pit_state2.size)
-    this.#native.getPit2(bytes)
+    this.native.getPit2(bytes)
     return kvm_pit_state2.decode(bytes)
   }
 
   /** KVM_SET_PIT2 (KVM API 4.73, KVM_CAP_PIT_STATE2). */
   setPit2(state: KvmPitState2): void {
-    this.#native.setPit2(kvm_pit_state2.encode(state))
+    this.native.setPit2(kvm_pit_state2.encode(state))
   }
 
   /** KVM_IRQ_LINE (KVM API 4.25, KVM_CAP_IRQCHIP): the level of a GSI's line. */
   setIrqLine(gsi: number, level: boolean): void {
-    this.#native.irqLine(kvm_irq_level.encode({ irq: gsi, level: level ? 1 : 0 }))
+    this.native.irqLine(kvm_irq_level.encode({ irq: gsi, level: level ? 1 : 0 }))
   }
 
   /** KVM_SET_GSI_ROUTING (KVM API 4.52, KVM_CAP_IRQ_ROUTING): replaces the whole table. */
   setGsiRouting(entries: readonly KvmIrqRoutingEntry[]): void {
-    this.#native.setGsiRouting(kvm_irq_routing.encode({ nr: entries.length, flags: 0, entries: [...entries] }))
+    this.native.setGsiRouting(kvm_irq_routing.encode({ nr: entries.length, flags: 0, entries: [...entries] }))
     this.#routing = [...entries]
   }
 
@@ -191,7 +192,7 @@ export class Vm {
       devid: deviceId ?? 0,
       pad: new Uint8Array(12),
     })
-    return this.#native.signalMsi(bytes) > 0
+    return this.native.signalMsi(bytes) > 0
   }
 
   /**
@@ -199,22 +200,22 @@ export class Vm {
    * level-triggered, and the guest's end of interrupt signals that one (KVM_CAP_IRQFD_RESAMPLE).
    */
   irqfd(eventFd: EventFd, gsi: number, { resample }: { resample?: EventFd } = {}): void {
-    this.#native.irqfd(eventFd.native, gsi, 0, resample?.native ?? null)
+    this.native.irqfd(eventFd.native, gsi, 0, resample?.native ?? null)
   }
 
   /** Undoes `irqfd`. */
   removeIrqfd(eventFd: EventFd, gsi: number): void {
-    this.#native.irqfd(eventFd.native, gsi, KVM_IRQFD_FLAG_DEASSIGN, null)
+    this.native.irqfd(eventFd.native, gsi, KVM_IRQFD_FLAG_DEASSIGN, null)
   }
 
   /** KVM_IOEVENTFD (KVM API 4.59, KVM_CAP_IOEVENTFD): the guest's writes signal `eventFd` and cause no exit. */
   ioeventfd(eventFd: EventFd, options: IoeventfdOptions): void {
-    this.#native.ioeventfd(eventFd.native, encodeIoeventfd(options, 0))
+    this.native.ioeventfd(eventFd.native, encodeIoeventfd(options, 0))
   }
 
   /** Undoes `ioeventfd` with the same options. */
   removeIoeventfd(eventFd: EventFd, options: IoeventfdOptions): void {
-    this.#native.ioeventfd(eventFd.native, encodeIoeventfd(options, KVM_IOEVENTFD_FLAG_DEASSIGN))
+    this.native.ioeventfd(eventFd.native, encodeIoeventfd(options, KVM_IOEVENTFD_FLAG_DEASSIGN))
   }
 
   /**
@@ -222,12 +223,12 @@ export class Vm {
    * queued in the ring (`vcpu.coalescedWrites()`) and seen at the next other exit.
    */
   registerCoalescedMmio(zone: CoalescedZone): void {
-    this.#native.registerCoalescedMmio(encodeZone(zone))
+    this.native.registerCoalescedMmio(encodeZone(zone))
   }
 
   /** KVM_UNREGISTER_COALESCED_MMIO. */
   unregisterCoalescedMmio(zone: CoalescedZone): void {
-    this.#native.unregisterCoalescedMmio(encodeZone(zone))
+    this.native.unregisterCoalescedMmio(encodeZone(zone))
   }
 
   /**
@@ -238,7 +239,7 @@ export class Vm {
     const region = this.#regions.get(slot)
     if (!region) throw new RangeError(`memslot ${slot} has no memory`)
     const bitmap = new Uint8Array(bitmapBytes(region.size / 4096))
-    this.#native.getDirtyLog(slot, bitmap)
+    this.native.getDirtyLog(slot, bitmap)
     return bitmap
   }
 
@@ -247,19 +248,19 @@ export class Vm {
    * `firstPage` is a multiple of 64, and so is `pages` but at the slot's end.
    */
   clearDirtyLog(slot: number, firstPage: number, pages: number, bitmap: Uint8Array): void {
-    this.#native.clearDirtyLog(slot, firstPage, pages, bitmap)
+    this.native.clearDirtyLog(slot, firstPage, pages, bitmap)
   }
 
   /** KVM_GET_CLOCK (KVM API 4.29, KVM_CAP_ADJUST_CLOCK): nanoseconds, with the host's TSC and real time where known. */
   getClock(): KvmClockData {
     const bytes = new Uint8Array(kvm_clock_data.size)
-    this.#native.getClock(bytes)
+    this.native.getClock(bytes)
     return kvm_clock_data.decode(bytes)
   }
 
   /** KVM_SET_CLOCK (KVM API 4.30, KVM_CAP_ADJUST_CLOCK). */
   setClock(clock: KvmClockData): void {
-    this.#native.setClock(kvm_clock_data.encode(clock))
+    this.native.setClock(kvm_clock_data.encode(clock))
   }
 
   /**
@@ -267,7 +268,7 @@ export class Vm {
    * @throws {KvmError} the id is taken (EEXIST) or beyond KVM_CAP_MAX_VCPU_ID (EINVAL)
    */
   createVcpu(id: number): Vcpu {
-    const vcpu = new Vcpu(this.#native.createVcpu(id), id, this, () => this.#vcpus.delete(vcpu))
+    const vcpu = new Vcpu(this.native.createVcpu(id), id, this, () => this.#vcpus.delete(vcpu))
     this.#vcpus.add(vcpu)
     return vcpu
   }
@@ -275,7 +276,7 @@ export class Vm {
   /** Stops and closes the vCPUs, then the VM; its memory is unmapped and every view of it detached. */
   close(): void {
     for (const vcpu of [...this.#vcpus]) vcpu.close()
-    this.#native.close()
+    this.native.close()
     for (const region of this.regions) region.release()
   }
 

@@ -52,7 +52,7 @@ export function applyMoment(parts: Parts, moment: Moment, { clock, rollback = fa
     if (state === undefined) throw new TypeError(`the saved state has no device ${name}`)
     device.loadState(state)
   }
-  restoreVm(vm, moment.vm)
+  restoreVm(vm, moment.vm, { rollback })
   // As late as can be: what passes from here on, the guest's clocks do not make up for.
   const shift = restoreClock(vm, moment.vm, clock)
   pm.advance(shift.elapsed)

@@ -126,10 +126,10 @@ export interface RestoreOptions {
  */
 export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollback }: RestoreOptions = {}): void {
   const { native } = vcpu
-  const msrs = msrsByPhase(state, tscShift !== undefined)
+  const { msrs, idleNested, xsave, pvclock } = prepare(vcpu, state)
   // Out of L2 and out of VMX operation first: in there, SREGS that turn off EFER.SVME or CR4.VMXE are refused.
   const nested = state.KVM_GET_NESTED_STATE
-  if (nested) native.setNestedState(idleNestedState(nested))
+  if (idleNested) native.setNestedState(idleNested)
   if (!rollback) {
     // Before everything that it allows or forbids.
     vcpu.setRawCpuid(part(state, 'KVM_SET_CPUID2').slice())
@@ -145,10 +145,11 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   native.setSregs2(part(state, 'KVM_GET_SREGS2'))
   // Before the MSRs: while its timer is not in deadline mode, a write to IA32_TSC_DEADLINE is silently dropped.
   if (vcpu.vm.hasIrqchip) native.setLapic(part(state, 'KVM_GET_LAPIC'))
+  if (tscShift === undefined) vcpu.setRawMsrs(msrs.timeStampCounter)
   vcpu.setRawMsrs(msrs.others)
   // XCR0 tells which parts of the XSAVE area count.
   native.setXcrs(part(state, 'KVM_GET_XCRS'))
-  vcpu.setXsave(fitXsave(part(state, 'KVM_GET_XSAVE2'), vcpu.xsaveSize))
+  native.setXsave(xsave)
   // Clears pending exceptions, so before the events.
   native.setRegs(part(state, 'KVM_GET_REGS'))
   // Entering or leaving SMM leaves nested operation, so before the nested state.
@@ -159,13 +160,43 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   if (nested && rollback) native.setNestedState(nested)
   else if (nested) vcpu.setNestedState(nested)
   if (!rollback) checkDerivedMsrs(vcpu, msrs.derived)
-  tellOfPause(vcpu)
+  if (pvclock) tellOfPause(vcpu)
 }
+
+/** What is made from a saved state before it is given to a vCPU: once, however often a rollback goes back to it. */
+interface Prepared {
+  readonly msrs: MsrPhases
+  readonly idleNested: Uint8Array | undefined
+  readonly xsave: Uint8Array
+  /** The guest has told KVM where its pvclock is. */
+  readonly pvclock: boolean
+}
+
+const prepared = new WeakMap<Blobs, Prepared>()
+
+function prepare(vcpu: Vcpu, state: Blobs): Prepared {
+  const known = prepared.get(state)
+  if (known) return known
+  const nested = state.KVM_GET_NESTED_STATE
+  const fresh: Prepared = {
+    msrs: msrsByPhase(state),
+    idleNested: nested && idleNestedState(nested),
+    xsave: fitXsave(part(state, 'KVM_GET_XSAVE2'), vcpu.xsaveSize),
+    pvclock: msrsOf(state).some(({ index, value }) => SYSTEM_TIME_MSRS.includes(index) && (value & 1n) !== 0n),
+  }
+  prepared.set(state, fresh)
+  return fresh
+}
+
+/** MSR_KVM_SYSTEM_TIME_NEW and its older number: an address, and whether it is on in bit 0 (KVM documentation, x86/msr.rst). */
+const SYSTEM_TIME_MSRS: readonly number[] = [0x4b564d01, 0x12]
 
 /** Each a `struct kvm_msrs`. */
 interface MsrPhases {
   readonly vmxCapabilities: Uint8Array
   readonly featureControl: Uint8Array
+  /** Not set where an offset stands for it. */
+  readonly timeStampCounter: Uint8Array
   readonly others: Uint8Array
   /** What KVM makes from the others, or from CPUID, and does not take. */
   readonly derived: Uint8Array
@@ -178,16 +209,18 @@ function phaseOf(index: number): keyof MsrPhases | 'deadline' {
   if (writableVmxMsrs.has(index)) return 'vmxCapabilities'
   if (vmxMsrs.has(index)) return 'derived'
   if (index === MSR.IA32_FEATURE_CONTROL) return 'featureControl'
+  if (index === MSR.IA32_TIME_STAMP_COUNTER) return 'timeStampCounter'
   return index === MSR.IA32_TSC_DEADLINE ? 'deadline' : 'others'
 }
 
-/** Sorts the saved MSRs, undecoded; `withoutTsc` leaves out IA32_TIME_STAMP_COUNTER, which an offset stands for. */
-function msrsByPhase(state: Blobs, withoutTsc: boolean): MsrPhases {
+/** Sorts the saved MSRs, undecoded. */
+function msrsByPhase(state: Blobs): MsrPhases {
   const saved = part(state, 'KVM_GET_MSRS')
   const size = kvm_msr_entry.size
   const at: Record<keyof MsrPhases | 'deadline', number[]> = {
     vmxCapabilities: [],
     featureControl: [],
+    timeStampCounter: [],
     others: [],
     derived: [],
     deadline: [],
@@ -195,7 +228,7 @@ function msrsByPhase(state: Blobs, withoutTsc: boolean): MsrPhases {
   const data = view(saved)
   for (let offset = kvm_msrs.size; offset + size <= saved.length; offset += size) {
     const index = data.getUint32(offset, true)
-    if (!(withoutTsc && index === MSR.IA32_TIME_STAMP_COUNTER)) at[phaseOf(index)].push(offset)
+    at[phaseOf(index)].push(offset)
   }
   const pack = (offsets: readonly number[]) => {
     const bytes = new Uint8Array(kvm_msrs.size + offsets.length * size)
@@ -208,7 +241,8 @@ function msrsByPhase(state: Blobs, withoutTsc: boolean): MsrPhases {
   return {
     vmxCapabilities: pack(at.vmxCapabilities),
     featureControl: pack(at.featureControl),
-    // The deadline last: it is compared with the TSC, which may be among the others.
+    timeStampCounter: pack(at.timeStampCounter),
+    // The deadline last: whatever it is compared with is set by then.
     others: pack([...at.others, ...at.deadline]),
     derived: pack(at.derived),
   }
@@ -296,13 +330,14 @@ function part(state: Blobs, name: string): Uint8Array {
   return bytes
 }
 
-function filled(size: number, call: (bytes: Uint8Array) => unknown): Uint8Array {
+/** New bytes that `call` fills. */
+export function filled(size: number, call: (bytes: Uint8Array) => unknown): Uint8Array {
   const bytes = new Uint8Array(size)
   call(bytes)
   return bytes
 }
 
-function view(bytes: Uint8Array): DataView {
+export function view(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
 }
 

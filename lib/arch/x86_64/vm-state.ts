@@ -15,13 +15,19 @@ import {
   kvm_pit_state2,
 } from '../../kvm/structs.js'
 import type { Vm } from '../../kvm/vm.js'
-import { type Blobs, tscKhzOf, type VcpuState } from './vcpu-state.js'
+import { type Blobs, filled, tscKhzOf, type VcpuState, view } from './vcpu-state.js'
 
 const IRQCHIPS = {
   'KVM_GET_IRQCHIP/PIC_MASTER': KVM_IRQCHIP_PIC_MASTER,
   'KVM_GET_IRQCHIP/PIC_SLAVE': KVM_IRQCHIP_PIC_SLAVE,
   'KVM_GET_IRQCHIP/IOAPIC': KVM_IRQCHIP_IOAPIC,
 } as const
+
+const [CLOCK, FLAGS, HOST_TSC] = [
+  kvm_clock_data.offsetOf('clock'),
+  kvm_clock_data.offsetOf('flags'),
+  kvm_clock_data.offsetOf('host_tsc'),
+]
 
 /**
  * Takes the state of a VM none of whose vCPUs runs.
@@ -30,17 +36,27 @@ const IRQCHIPS = {
 export function saveVm(vm: Vm): Blobs {
   const state: Record<string, Uint8Array> = {}
   need(vm, 'ADJUST_CLOCK')
-  state.KVM_GET_CLOCK = kvm_clock_data.encode(vm.getClock())
+  state.KVM_GET_CLOCK = filled(kvm_clock_data.size, bytes => vm.native.getClock(bytes))
   state.KVM_ENABLE_CAP = concat(vm.enabledCaps)
   if (vm.routing) state.KVM_SET_GSI_ROUTING = kvm_irq_routing.encode(routing(vm.routing))
   if (vm.hasIrqchip) {
-    for (const [name, chip] of Object.entries(IRQCHIPS)) state[name] = kvm_irqchip.encode(vm.getIrqchip(chip))
+    for (const [name, chip] of Object.entries(IRQCHIPS)) {
+      state[name] = filled(kvm_irqchip.size, bytes => {
+        view(bytes).setUint32(0, chip, true)
+        vm.native.getIrqchip(bytes)
+      })
+    }
   }
   if (vm.hasPit) {
     need(vm, 'PIT_STATE2')
-    state.KVM_GET_PIT2 = kvm_pit_state2.encode(vm.getPit2())
+    state.KVM_GET_PIT2 = filled(kvm_pit_state2.size, bytes => vm.native.getPit2(bytes))
   }
   return state
+}
+
+export interface RestoreVmOptions {
+  /** The state is the VM's own, of an earlier moment: what was enabled then, still is. */
+  readonly rollback?: boolean
 }
 
 /**
@@ -49,9 +65,9 @@ export function saveVm(vm: Vm): Blobs {
  * and a line that rises after this would be an interrupt that the guest has had before.
  * @throws {KvmError} the kernel refuses a part of it; the message names which
  */
-export function restoreVm(vm: Vm, state: Blobs): void {
+export function restoreVm(vm: Vm, state: Blobs, { rollback = false }: RestoreVmOptions = {}): void {
   // How the vCPUs' events are to be read follows from these.
-  for (const wanted of enabledCaps(state)) {
+  for (const wanted of rollback ? [] : enabledCaps(state)) {
     if (vm.enabledCaps.some(have => Buffer.compare(have, wanted) === 0)) continue
     const { cap: number, args } = kvm_enable_cap.decode(wanted)
     vm.enableCap(number, ...args)
@@ -59,9 +75,9 @@ export function restoreVm(vm: Vm, state: Blobs): void {
   if (state.KVM_SET_GSI_ROUTING) vm.setGsiRouting(kvm_irq_routing.decode(state.KVM_SET_GSI_ROUTING).entries)
   for (const name of Object.keys(IRQCHIPS)) {
     const chip = state[name]
-    if (chip) vm.setIrqchip(kvm_irqchip.decode(chip))
+    if (chip) vm.native.setIrqchip(chip)
   }
-  if (state.KVM_GET_PIT2) vm.setPit2(kvm_pit_state2.decode(state.KVM_GET_PIT2))
+  if (state.KVM_GET_PIT2) vm.native.setPit2(state.KVM_GET_PIT2)
 }
 
 /**
@@ -83,17 +99,22 @@ export interface ClockShift {
 
 /** Sets the VM's clock from a saved state (KVM API, devices/vcpu.rst, section 4.1, steps 4 to 6). Before the vCPUs. */
 export function restoreClock(vm: Vm, state: Blobs, mode: ClockMode): ClockShift {
-  const saved = kvm_clock_data.decode(state.KVM_GET_CLOCK ?? new Uint8Array())
-  const flags = mode === 'realtime' ? saved.flags & KVM_CLOCK_REALTIME : 0
-  vm.setClock({ ...saved, flags, pad0: 0, pad: [0, 0, 0, 0] })
-  const now = vm.getClock()
-  const known = (saved.flags & now.flags & KVM_CLOCK_HOST_TSC) !== 0
-  const elapsed = now.clock - saved.clock
+  const clock = state.KVM_GET_CLOCK
+  if (clock?.length !== kvm_clock_data.size) throw new RangeError('the saved state has no KVM_GET_CLOCK of its length')
+  const saved = view(clock)
+  const bytes = clock.slice()
+  view(bytes).setUint32(FLAGS, mode === 'realtime' ? saved.getUint32(FLAGS, true) & KVM_CLOCK_REALTIME : 0, true)
+  vm.native.setClock(bytes)
+  vm.native.getClock(bytes)
+  const now = view(bytes)
+  const known = (saved.getUint32(FLAGS, true) & now.getUint32(FLAGS, true) & KVM_CLOCK_HOST_TSC) !== 0
+  const elapsed = now.getBigUint64(CLOCK, true) - saved.getBigUint64(CLOCK, true)
+  const hostTsc = saved.getBigUint64(HOST_TSC, true) - now.getBigUint64(HOST_TSC, true)
   return {
     elapsed,
     tscShift({ state }) {
       if (!known) return undefined
-      return (elapsed * BigInt(tscKhzOf(state))) / 1_000_000n + (saved.host_tsc - now.host_tsc)
+      return (elapsed * BigInt(tscKhzOf(state))) / 1_000_000n + hostTsc
     },
   }
 }
