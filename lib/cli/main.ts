@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
+import { inspectCommand } from './inspect.js'
 import { labCommand } from './lab.js'
 import { exitCode, printJson, reportFailure } from './output.js'
 import { restoreCommand } from './restore.js'
@@ -27,7 +28,15 @@ function buildProgram(): Command {
     // With --json, a usage error too is one JSON line on standard output.
     ...(wantsJson(process.argv) ? { writeErr: () => {} } : {}),
   })
-  const commands = [demoCommand(), doctorCommand(), labCommand(), runCommand(), snapshotCommand(), restoreCommand()]
+  const commands = [
+    demoCommand(),
+    doctorCommand(),
+    labCommand(),
+    runCommand(),
+    snapshotCommand(),
+    restoreCommand(),
+    inspectCommand(),
+  ]
   for (const command of commands) {
     program.addCommand(command.copyInheritedSettings(program))
     for (const inner of command.commands) inner.copyInheritedSettings(command)

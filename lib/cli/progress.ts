@@ -12,13 +12,13 @@ export function percent({ done, total }: Progress): string {
   return `${total > 0 ? Math.floor((done / total) * 100) : 0} %`
 }
 
-/** `4.2 MiB` */
+/** `4.2 MiB`, `4 KiB` */
 export function describeSize(bytes: number): string {
   const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB']
   let value = bytes
   let unit = 0
   for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`
+  return `${value.toFixed(1).replace(/\.0$/, '')} ${units[unit]}`
 }
 
 export interface LongWork {
