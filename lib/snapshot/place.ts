@@ -12,6 +12,9 @@ import { isSystemError } from './system-error.js'
  * these two leaves the target's name free: `locate` then finds the old snapshot, and the next save puts it back.
  */
 
+/** How often something is tried again that another save to the same target got in the way of. */
+const ATTEMPTS = 10
+
 /** The directory that `directory` names, links resolved; undefined if there is none. */
 export async function locate(directory: string): Promise<string | undefined> {
   const path = resolve(directory)
@@ -46,26 +49,37 @@ export async function resolveTarget(directory: string): Promise<string> {
  * nothing else in it
  */
 export async function checkReplaceable(target: string): Promise<void> {
-  const refuse = (problem: string): never => {
-    throw new SnapshotError(target, problem, 'give a new directory, an empty one, or a snapshot that is to be replaced')
+  for (let attempt = 1; ; attempt++) {
+    try {
+      const problem = await obstacle(target)
+      if (problem === undefined) return
+      const remedy = 'give a new directory, an empty one, or a snapshot that is to be replaced'
+      throw new SnapshotError(target, problem, remedy)
+    } catch (error) {
+      // Another save to the same target has just moved it away from under our eyes: look again.
+      if (!isMissing(error) || attempt === ATTEMPTS) throw error
+    }
   }
+}
+
+/** What speaks against `target` being replaced. */
+async function obstacle(target: string): Promise<string | undefined> {
   let names: string[]
   try {
-    if (!(await lstat(target)).isDirectory()) refuse('it is no directory')
+    if (!(await lstat(target)).isDirectory()) return 'it is no directory'
     names = await readdir(target)
   } catch (error) {
-    if (isMissing(error)) return
+    if (isMissing(error)) return undefined
     throw error
   }
-  if (names.length === 0) return
+  if (names.length === 0) return undefined
   const known: readonly string[] = Object.values(FILES)
   const foreign = names.find(name => !known.includes(name))
-  if (foreign !== undefined) refuse(`it holds ${JSON.stringify(foreign)}, which is no part of a snapshot`)
+  if (foreign !== undefined) return `it holds ${JSON.stringify(foreign)}, which is no part of a snapshot`
   const path = join(target, FILES.manifest)
   const isFile = names.includes(FILES.manifest) && (await lstat(path)).isFile()
-  if (!isFile || !(await start(path)).includes(`"format": ${JSON.stringify(FORMAT)}`)) {
-    refuse(`it is no snapshot: it has no ${FILES.manifest} of one`)
-  }
+  if (isFile && (await start(path)).includes(`"format": ${JSON.stringify(FORMAT)}`)) return undefined
+  return `it is no snapshot: it has no ${FILES.manifest} of one`
 }
 
 /**
@@ -101,7 +115,7 @@ async function swap(temporary: string, target: string): Promise<string | undefin
       return undefined
     } catch (error) {
       // Another save to the same target may come between: then there is something to move away again.
-      if (!isSystemError(error) || !['ENOTEMPTY', 'EEXIST'].includes(error.code) || attempt === 10) throw error
+      if (!isSystemError(error) || !['ENOTEMPTY', 'EEXIST'].includes(error.code) || attempt === ATTEMPTS) throw error
     }
     await checkReplaceable(target)
     const old = temporaryName(target, 'old')

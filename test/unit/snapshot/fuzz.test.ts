@@ -177,7 +177,7 @@ function mutateTables({ manifest, state }: Files, next: () => number): Buffer {
   return changed
 }
 
-test('100,000 mutated snapshots are each valid, or refused by a SnapshotError', { timeout: 120_000 }, () => {
+test('100,000 mutated snapshots are each valid, or refused by a SnapshotError', { timeout: 300_000 }, () => {
   const next = random(0x5eed)
   const outcomes = { valid: 0, refused: 0 }
   const problems = new Set<string>()

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readFileSync, statSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { SnapshotError } from '../../../lib/errors.js'
@@ -61,6 +61,18 @@ describe('verifyMemory', () => {
     await expect(verifyMemory(at('v2'))).rejects.toThrow(SnapshotError)
     flip(path, position, 5)
     await verifyMemory(at('v2'))
+  })
+
+  test('finds a page that lies elsewhere', async () => {
+    const path = at('v0/memory')
+    const whole = readFileSync(path)
+    // The three pages of the second chunk, the last of them a page further.
+    const moved = Buffer.from(whole)
+    moved.copyWithin(MIB + 3 * PAGE, MIB + 2 * PAGE, MIB + 3 * PAGE).fill(0, MIB + 2 * PAGE, MIB + 3 * PAGE)
+    writeFileSync(path, moved)
+    await expect(verifyMemory(at('v0'))).rejects.toThrow(/guest memory 0x100000-0x1fffff: its checksum/)
+    writeFileSync(path, whole)
+    await verifyMemory(at('v0'))
   })
 
   test('passes over what a differential has not', async () => {
