@@ -19,7 +19,8 @@ export function formatView({ title, facts, groups, comparison }: View, width = 1
     if (blocks.length > 0) lines.push('', printable(group.title), ...blocks)
     else if (comparison) lines.push('', printable(group.title), '  the same')
   }
-  if (!comparison) lines.push('', 'Fields that are 0 or none are left out; --json and --html have them all.')
+  if (!comparison)
+    lines.push('', ...wrap('', 'Fields that are 0 or none are left out; --json and --html have them all.', width))
   return `${lines.join('\n')}\n`
 }
 
@@ -43,7 +44,10 @@ function describe(value: Row['value'], meaning: string | undefined): string {
 
 /** A text behind `start`, broken between words where it would leave the terminal. */
 function wrap(start: string, text: string, width: number): string[] {
-  const room = Math.max(30, width - start.length)
+  // Where the start leaves no room, the text stands below it.
+  const below = width - start.length < 30 && start.length + text.length > width
+  const indent = below ? ' '.repeat(INDENT.length + 4) : ' '.repeat(start.length)
+  const room = Math.max(20, width - indent.length)
   const lines: string[] = []
   let rest = text
   while (rest.length > room) {
@@ -53,5 +57,6 @@ function wrap(start: string, text: string, width: number): string[] {
     rest = rest.slice(end).trimStart()
   }
   lines.push(rest)
-  return lines.map((line, i) => `${i === 0 ? start : ' '.repeat(start.length)}${line}`.trimEnd())
+  const first = below ? [start.trimEnd()] : []
+  return [...first, ...lines.map((line, i) => `${i === 0 && !below ? start : indent}${line}`.trimEnd())]
 }
