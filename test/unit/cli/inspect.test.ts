@@ -152,7 +152,7 @@ it('the page has every field of the view, and allows nothing but itself', async 
   }
   const [, policy] = /<meta http-equiv="Content-Security-Policy" content="([^"]*)">/.exec(page)!
   for (const tag of ['script', 'style']) {
-    const contents = [...page.matchAll(new RegExp(`<${tag}>([sS]*?)</${tag}>`, 'g'))]
+    const contents = [...page.matchAll(new RegExp(`<${tag}>([\\s\\S]*?)</${tag}>`, 'g'))]
     expect(contents).toHaveLength(1)
     const hash = createHash('sha256').update(contents[0]![1]!).digest('base64')
     expect(policy).toContain(`${tag}-src 'sha256-${hash}'`)
