@@ -1,67 +1,77 @@
 import { expect, it } from 'vitest'
 import { cap } from '../../lib/kvm/capabilities.js'
 import { Kvm } from '../../lib/kvm/kvm.js'
-import { decodeNestedState } from '../../lib/nested/state.js'
-import * as svm from '../guests/svm-l1.js'
-import { type Guest, loadGuest, runTo } from '../kvm/guest.js'
+import { hasControl } from '../../lib/nested/controls-vmx.js'
+import type { NestedState } from '../../lib/nested/state.js'
+import { decodeVmcb12 } from '../../lib/nested/vmcb12.js'
+import { decodeVmcs12 } from '../../lib/nested/vmcs12.js'
+import { CONTROL_BLOCK, HOST_AREA, station } from '../guests/l1-layout.js'
+import { hostExtension, L1Run } from './l1-run.js'
 
-function nestedState({ vcpu }: Guest) {
-  const state = decodeNestedState(vcpu.getNestedState())
-  if (state.format !== 'svm') throw new Error(`this host gives ${state.format} state`)
-  return state
-}
+const extension = hostExtension()
+const options = { rounds: 192, period: 64, nestedPaging: false, interrupt: 'none' } as const
 
-function l1(): Guest {
-  const guest = loadGuest('long', svm.source)
-  svm.writeVmcb(guest.ram.bytes, guest.vcpu.getSregs().cr3)
-  return guest
+/** Whether L1 intercepts L2's HLT, by the control block as KVM keeps it. */
+function interceptsHlt({ format, data }: NestedState): boolean {
+  if (format === 'vmx') return hasControl(decodeVmcs12(data), 'primary', 'HLT exiting')
+  return (decodeVmcb12(data).fields.interceptVector3 & (1n << 24n)) !== 0n
 }
 
 it('this host has nested state', () => {
   using kvm = Kvm.open()
-  expect(kvm.checkExtension(cap.NESTED_STATE)).toBeGreaterThanOrEqual(4224)
+  expect(kvm.checkExtension(cap.NESTED_STATE)).toBeGreaterThanOrEqual(extension === 'vmx' ? 8320 : 4224)
 })
 
 it('the nested state follows an L1 into L2 and back', () => {
-  using guest = l1()
-  expect([...runTo(guest.vcpu, 'io-out').data]).toEqual([0xff, 0xff, 0xff, 0xff])
-  guest.vcpu.complete()
-  const before = nestedState(guest)
-  expect(before).toMatchObject({ guestMode: false, gif: true })
-  expect(before.vmcbPa).toBeUndefined()
+  using run = new L1Run(options)
+  run.runTo(station.start)
+  const before = run.nestedState()
+  expect(before).toMatchObject({ format: extension, guestMode: false, runPending: false })
   expect(before.data).toHaveLength(0)
+  if (before.format === 'vmx') expect(before.vmxonPa).toBeUndefined()
+  else expect(before).toMatchObject({ gif: true })
 
-  const fromL2 = runTo(guest.vcpu, 'io-out')
-  expect([fromL2.port, fromL2.data[0]]).toEqual([svm.L2_PORT, 0x42])
-  guest.vcpu.complete()
-  const inside = nestedState(guest)
-  expect(inside).toMatchObject({ guestMode: true, runPending: false, vmcbPa: BigInt(svm.VMCB) })
-  expect(inside.data).toHaveLength(4096)
-  // The control area is VMCB12's: L1 intercepts HLT (AMD APM vol. 2, appendix B).
-  expect(new DataView(inside.data.buffer, inside.data.byteOffset).getUint32(0x0c, true) & (1 << 24)).not.toBe(0)
+  run.runTo(station.ready)
+  const ready = run.nestedState()
+  if (ready.format === 'vmx') {
+    expect(ready).toMatchObject({ vmxonPa: BigInt(HOST_AREA), vmcs12Pa: BigInt(CONTROL_BLOCK), guestMode: false })
+  } else {
+    expect(ready).toMatchObject({ gif: false, guestMode: false })
+    expect(ready.vmcbPa).toBeUndefined()
+  }
 
-  const fromL1 = runTo(guest.vcpu, 'io-out')
-  expect([fromL1.port, fromL1.data[0]]).toEqual([svm.L1_PORT, svm.VMEXIT_HLT])
-  guest.vcpu.complete()
-  expect(nestedState(guest)).toMatchObject({ guestMode: false, gif: false })
+  run.runTo(station.l2)
+  const inside = run.nestedState()
+  expect(inside).toMatchObject({ guestMode: true, runPending: false })
+  if (inside.format === 'vmx') expect(inside.vmcs12Pa).toBe(BigInt(CONTROL_BLOCK))
+  else expect(inside).toMatchObject({ vmcbPa: BigInt(CONTROL_BLOCK), gif: true })
+  expect(interceptsHlt(inside)).toBe(true)
+
+  run.runTo(station.exit)
+  const back = run.nestedState()
+  expect(back.guestMode).toBe(false)
+  if (back.format === 'svm') expect(back).toMatchObject({ gif: false })
+
+  run.runTo(station.end)
+  const end = run.nestedState()
+  expect(end).toMatchObject({ guestMode: false })
+  if (end.format === 'vmx') expect(end.vmxonPa).toBeUndefined()
 })
 
 it('a nested state can be set where it was taken', () => {
-  using guest = l1()
-  runTo(guest.vcpu, 'io-out')
-  runTo(guest.vcpu, 'io-out')
-  guest.vcpu.complete()
-  guest.vcpu.setNestedState(guest.vcpu.getNestedState())
-  expect(nestedState(guest).guestMode).toBe(true)
-  expect([...runTo(guest.vcpu, 'io-out').data]).toEqual([svm.VMEXIT_HLT, 0, 0, 0])
+  using run = new L1Run(options)
+  run.runTo(station.l2)
+  run.vcpu.setNestedState(run.vcpu.getNestedState())
+  expect(run.nestedState().guestMode).toBe(true)
+  expect(run.runTo(station.exit).value).toBeGreaterThan(0)
 })
 
 it('a state that lies about its size is refused, and the vCPU goes on', () => {
-  using guest = l1()
-  runTo(guest.vcpu, 'io-out')
-  const state = guest.vcpu.getNestedState()
+  using run = new L1Run(options)
+  run.runTo(station.start)
+  const state = run.vcpu.getNestedState()
   new DataView(state.buffer).setUint32(4, state.length + 1, true)
-  expect(() => guest.vcpu.setNestedState(state)).toThrow(/KVM_SET_NESTED_STATE: `size` in the header is larger/)
-  expect(() => guest.vcpu.setNestedState(state.subarray(0, 64))).toThrow(/shorter than the 128-byte header/)
-  expect(runTo(guest.vcpu, 'io-out').port).toBe(svm.L2_PORT)
+  expect(() => run.vcpu.setNestedState(state)).toThrow(/nested state: size: size: \d+: not between 128/)
+  expect(() => run.vcpu.setNestedState(state.subarray(0, 64))).toThrow(/the header alone is 128 bytes/)
+  expect(run.runTo(station.l2).value).toBe(64)
 })

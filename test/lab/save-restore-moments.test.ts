@@ -1,0 +1,61 @@
+import { setImmediate, setTimeout } from 'node:timers/promises'
+import { expect, it } from 'vitest'
+import type { L1Options } from '../guests/l1.js'
+import { hostExtension, L1Run, undisturbed } from './l1-run.js'
+
+/** In all; the vmx lab is slower. */
+const MOMENTS = hostExtension() === 'svm' ? 1000 : 200
+const LIMIT = 900_000
+
+const long = { rounds: 1 << 18, period: 1 << 13 }
+const variants: L1Options[] = [
+  { ...long, nestedPaging: true, interrupt: 'inject' },
+  { ...long, nestedPaging: false, interrupt: 'none' },
+  { ...long, nestedPaging: true, interrupt: 'apic' },
+  { ...long, nestedPaging: false, interrupt: 'window' },
+]
+
+/** Between at once and some milliseconds. */
+async function whenever(): Promise<void> {
+  if (Math.random() < 0.25) await setImmediate()
+  else await setTimeout(1 + Math.floor(Math.random() * 3))
+}
+
+it.each(variants)(
+  'a random moment, again and again: nested paging $nestedPaging, interrupts: $interrupt',
+  async options => {
+    const expected = undisturbed(options)
+    const began = performance.now()
+    const seen = { moments: 0, inL2: 0, runPending: 0, ends: 0, moving: 0 }
+    const places = new Set<bigint>()
+    while (seen.moments < MOMENTS / variants.length) {
+      using run = new L1Run(options)
+      while (!run.ended) {
+        run.start()
+        await whenever()
+        await run.pause()
+        if (run.ended) break
+        seen.moments++
+        const { guestMode, runPending } = run.nestedState()
+        if (guestMode) {
+          seen.inL2++
+          places.add(run.vcpu.getRegs().rip)
+        }
+        if (runPending) seen.runPending++
+        const before = performance.now()
+        run.move()
+        seen.moving += performance.now() - before
+      }
+      expect(run.result).toBe(expected)
+      seen.ends++
+    }
+    const seconds = (performance.now() - began) / 1000
+    console.log(
+      `${seen.moments} moments, ${seen.inL2} in L2 at ${places.size} places, ${seen.runPending} with the entry pending; ` +
+        `${seen.ends} runs to the end; ${seconds.toFixed(1)} s, a move ${(seen.moving / seen.moments).toFixed(1)} ms`,
+    )
+    expect(seen.inL2 / seen.moments).toBeGreaterThan(0.5)
+    expect(places.size).toBeGreaterThan(10)
+  },
+  LIMIT,
+)
