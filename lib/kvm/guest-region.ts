@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { addon, type NativeMemory, type NativeMemoryFile, type NativeVm } from './binding.js'
-import { PageSet } from './page-set.js'
+import { type ByteRange, PageSet } from './page-set.js'
 import { RegionImage } from './region-image.js'
 import { KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY } from './structs.js'
 
@@ -40,7 +40,7 @@ export class GuestRegion {
   readonly #memory: NativeMemory
   readonly #removed: (region: GuestRegion) => void
   #flags: number
-  #chunks: readonly Uint8Array[]
+  #chunks: readonly Uint8Array[] | undefined
   /** The memory's own file, while the memory is shared with it. */
   #file: NativeMemoryFile | undefined
   #image: RegionImage | undefined
@@ -70,11 +70,12 @@ export class GuestRegion {
       this.#image?.release()
       throw error
     }
-    this.#chunks = this.#memory.buffers().map(buffer => new Uint8Array(buffer))
   }
 
   /** Views over the memory, in order, 2 GiB each at most. Empty after `remove()`. */
   get chunks(): readonly Uint8Array[] {
+    // Not before they are asked for: V8 takes their bytes for its own, and collects garbage at once when they are many.
+    this.#chunks ??= this.#memory.buffers().map(buffer => new Uint8Array(buffer))
     return this.#chunks
   }
 
@@ -83,8 +84,8 @@ export class GuestRegion {
    * @throws {RangeError} it is larger than 2 GiB: use `chunks`
    */
   get bytes(): Uint8Array {
-    const [only] = this.#chunks
-    if (!only || this.#chunks.length > 1) throw new RangeError('no single view: the region is removed or over 2 GiB')
+    const [only, ...more] = this.chunks
+    if (!only || more.length > 0) throw new RangeError('no single view: the region is removed or over 2 GiB')
     return only
   }
 
@@ -126,8 +127,8 @@ export class GuestRegion {
    * Gives the memory the content of an image of this region. No vCPU runs meanwhile.
    * @param written the pages written since the region had its present image: where it is the same one, only they are copied
    */
-  rollback(image: RegionImage, written: PageSet): void {
-    if (image === this.#image) image.readInto(this.#memory, written.ranges())
+  rollback(image: RegionImage, written: readonly ByteRange[]): void {
+    if (image === this.#image) image.readInto(this.#memory, written)
     else this.#become(image)
   }
 

@@ -92,29 +92,44 @@ export class RegionImage {
     return RegionImage.ofFile(this.size, file)
   }
 
-  /** @internal Makes `memory` this content, copied on write. */
+  /** @internal Makes `memory` this content, copied on write. Where there are very many extents, small ones are read at once. */
   mapInto(memory: NativeMemory): void {
-    for (const { offset, length, file, fileOffset } of this.#extents)
-      memory.map(offset, length, file.native, fileOffset)
+    let least = 0
+    if (this.#extents.length > MOST_EXTENTS) {
+      least = this.#extents.map(({ length }) => length).sort((a, b) => b - a)[MOST_EXTENTS]! + 1
+    }
+    for (const { offset, length, file, fileOffset } of this.#extents) {
+      if (length >= least) memory.map(offset, length, file.native, fileOffset)
+    }
+    if (least > 0)
+      this.readInto(
+        memory,
+        this.#extents.filter(({ length }) => length < least),
+      )
   }
 
   /** @internal Gives `memory` this content in `ranges`, by copying. */
   readInto(memory: NativeMemory, ranges: readonly ByteRange[]): void {
     const perFile = new Map<SharedFile, number[]>()
+    let file: SharedFile | undefined
+    let list: number[] = []
     let at = 0
     for (const { offset, length } of ranges) {
       const end = offset + length
       while (endOf(this.#extents[at]!) <= offset) at++
       for (let i = at; i < this.#extents.length && this.#extents[i]!.offset < end; i++) {
         const extent = this.#extents[i]!
+        // Mostly the one before: what was written is what was written before.
+        if (extent.file !== file) {
+          file = extent.file
+          list = perFile.get(file) ?? []
+          perFile.set(file, list)
+        }
         const from = Math.max(offset, extent.offset)
-        const to = Math.min(end, endOf(extent))
-        const list = perFile.get(extent.file) ?? []
-        perFile.set(extent.file, list)
-        list.push(from, to - from, extent.fileOffset + from - extent.offset)
+        list.push(from, Math.min(end, endOf(extent)) - from, extent.fileOffset + from - extent.offset)
       }
     }
-    for (const [file, list] of perFile) file.native.read(memory, Float64Array.from(list))
+    for (const [{ native }, list] of perFile) native.read(memory, new Float64Array(list))
   }
 
   /** What may be other than zero, ascending. */

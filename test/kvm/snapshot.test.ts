@@ -248,6 +248,29 @@ it('what cannot be done is told, and the machine is unharmed', async () => {
   await expect(Machine.restore(join(directory, 'none'))).rejects.toThrow(/none/)
 })
 
+it('a chain of very many pieces is mapped where they are large and read where they are small', async () => {
+  const directory = await scratch()
+  const machine = await alphabet()
+  await machine.pause()
+  await machine.snapshot(join(directory, 'full'))
+  // Every second page of 20 MiB, and two larger pieces.
+  for (let page = 0; page < 5120; page += 2)
+    machine.memory.write(0x2000000 + page * 4096, Uint8Array.of(1, page & 0xff))
+  machine.memory.fill(0x3800000, 1 << 20, 7)
+  await machine.snapshot(join(directory, 'diff'), { differential: true })
+  const memory = everything(machine)
+  await machine.stop()
+  const again = await restored(join(directory, 'diff'))
+  expect(everything(again).equals(memory)).toBe(true)
+  const mappings = (await readFile('/proc/self/maps', 'utf8')).split('\n').filter(line => line.includes(directory))
+  expect(mappings.length).toBeGreaterThan(2)
+  expect(mappings.length).toBeLessThan(2000)
+  const checkpoint = await again.checkpoint()
+  again.memory.fill(0x2000000, 20 << 20, 9)
+  await again.rollback(checkpoint)
+  expect(everything(again).equals(memory)).toBe(true)
+})
+
 it('a machine that is stopped while it is saved leaves nothing half-written', async () => {
   const directory = await scratch()
   const machine = await alphabet()
