@@ -47,7 +47,7 @@ export class GuestRegion {
   /** Pages that the host wrote: KVM does not see those. Undefined where there are none. */
   #written: PageSet | undefined
   /** What the last `takeWritten()` found: overwritten by the next. */
-  readonly #log: PageSet
+  #log: PageSet | undefined
 
   /** @internal */
   constructor(vm: NativeVm, options: GuestRegionOptions & { slot: number }, removed: (region: GuestRegion) => void) {
@@ -57,7 +57,6 @@ export class GuestRegion {
     this.#vm = vm
     this.#removed = removed
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
-    this.#log = new PageSet(options.size)
     const { backing = 'anonymous' } = options
     if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, usesHugePages())
     this.#memory = new addon.Memory(options.size, this.#file)
@@ -137,6 +136,7 @@ export class GuestRegion {
    * host, as `markWritten` was told. The set is valid until the next call.
    */
   takeWritten(): PageSet {
+    this.#log ??= new PageSet(this.size)
     const log = this.#log
     this.#vm.getDirtyLog(this.slot, log.bytes)
     if (this.#written) log.addAll(this.#written)

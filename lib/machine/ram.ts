@@ -49,10 +49,11 @@ export class MachineRam {
     this.#sweep()
     for (const [i, { region, sinceImage, sinceSnapshot }] of this.#tracked.entries()) {
       const image = images[i]!
+      const written = sinceImage.ranges()
       // What goes back is written, too, from the point of view of the snapshot.
-      sinceSnapshot.addAll(sinceImage)
+      for (const { offset, length } of written) sinceSnapshot.add(offset, length)
       for (const { offset, length } of region.image?.differences(image) ?? []) sinceSnapshot.add(offset, length)
-      region.rollback(image, sinceImage)
+      region.rollback(image, written)
       sinceImage.clear()
     }
   }
