@@ -1,7 +1,8 @@
 /**
- * What is measured. Each names the program of ours and its baseline in C, both of which print one line
+ * What is measured. Each names the program of ours and its baseline, mostly in C, both of which print one line
  * `{"value": number, "check": number}`: `value` is the measured time in `unit`, taken around the loop alone, and `check`
- * is made from what the guest sent, so that both are known to have done the same work.
+ * is made from what the guest sent, so that both are known to have done the same work. Ours may add `parts`: what its time
+ * is made up of.
  *
  * @typedef {object} Benchmark
  * @property {string} name
@@ -10,11 +11,12 @@
  * @property {number} target the most that ours may be of the baseline; with `absolute`, the most that it may be above it
  * @property {boolean} [absolute]
  * @property {number} [pairs] how often ours and the baseline are each run, 7 by default
- * @property {boolean} [lab] needs a KVM whose guests boot Linux: runs inside the lab
+ * @property {'svm' | 'vmx'} [lab] runs inside this lab: for it needs a KVM whose guests boot Linux, or a clock that counts instructions
  * @property {string} [prepare] file beside this one, run once before the trials with the directory for its output
  * @property {string} ours file beside this one
- * @property {string} baseline C file beside this one
- * @property {string[]} [arguments] given to both; by default the directory of `prepare`
+ * @property {string} baseline C file beside this one, or a program of ours
+ * @property {string[]} [arguments] given to both, after the directory of `prepare`
+ * @property {string[]} [baselineArguments] in their place, given to the baseline
  */
 
 /** @type {Benchmark[]} */
@@ -64,9 +66,75 @@ export const benchmarks = [
     what: 'in the lab: a stock kernel from its image to its init, against a VMM in C with the same tables',
     unit: 's',
     target: 1.15,
-    lab: true,
+    lab: 'svm',
     prepare: 'lab-boot-image.mjs',
     ours: 'lab-boot.mjs',
     baseline: 'vmm.c',
+  },
+  {
+    name: 'vmx-exit-sync',
+    what: 'in the vmx lab, whose clock counts instructions: exit-sync',
+    unit: 'us/exit',
+    target: 1.25,
+    pairs: 3,
+    lab: 'vmx',
+    ours: 'exit-sync.mjs',
+    baseline: 'exit-loop.c',
+    arguments: ['user', '100000', '50000'],
+  },
+  {
+    name: 'vmx-exit-async',
+    what: 'in the vmx lab, which has one processor: exit-async',
+    unit: 'us/exit',
+    target: 1.25,
+    pairs: 3,
+    lab: 'vmx',
+    ours: 'exit-async.mjs',
+    baseline: 'exit-loop.c',
+    arguments: ['user', '5000', '3000'],
+  },
+  {
+    name: 'snapshot-save',
+    what: 'a guest of 1 GiB, half random and half zero bytes, saved to disk, against cp --sparse and sync',
+    unit: 'ms',
+    target: 1.25,
+    prepare: 'snapshot-save-image.mjs',
+    ours: 'snapshot-save.mjs',
+    baseline: 'snapshot-save-cp.mjs',
+  },
+  {
+    name: 'restore',
+    what: 'a snapshot of a 2 GiB guest restored, to what its first instructions write, against one of 128 MiB',
+    unit: 'ms',
+    target: 20,
+    absolute: true,
+    pairs: 15,
+    prepare: 'restore-image.mjs',
+    ours: 'restore.mjs',
+    arguments: ['2G'],
+    baseline: 'restore.mjs',
+    baselineArguments: ['128M'],
+  },
+  {
+    name: 'rollback',
+    what: 'a guest of 256 MiB that wrote 100 pages goes back to a checkpoint, against the same ioctls and copies in C',
+    unit: 'us',
+    target: 1.43,
+    pairs: 15,
+    prepare: 'rollback-image.mjs',
+    ours: 'rollback.mjs',
+    baseline: 'rollback.c',
+    arguments: ['500', '300'],
+  },
+  {
+    name: 'fork',
+    what: 'a guest of 2 GiB with 64 MiB in use forked, against one of 128 MiB',
+    unit: 'ms',
+    target: 1.1,
+    pairs: 9,
+    ours: 'fork.mjs',
+    arguments: ['2G', '40', '10'],
+    baseline: 'fork.mjs',
+    baselineArguments: ['128M', '40', '10'],
   },
 ]

@@ -120,13 +120,17 @@ export async function measureInLab({ name, lab }, progress) {
 export async function measure(benchmark, directory, progress) {
   const { name, unit, target, absolute, pairs = PAIRS } = benchmark
   progress(`${name}: compiling the baseline`)
-  const programs = { ours: await ready(benchmark.ours, directory), baseline: await ready(benchmark.baseline, directory) }
+  const programs = {
+    ours: await ready(benchmark.ours, directory),
+    baseline: await ready(benchmark.baseline, directory),
+  }
   if (benchmark.prepare) {
     progress(`${name}: preparing`)
     await script(name, process.execPath, [join(here, benchmark.prepare), directory])
   }
-  const common = [...(benchmark.prepare ? [directory] : []), ...(benchmark.arguments ?? [])]
-  const args = { ours: common, baseline: benchmark.baselineArguments ?? common }
+  const made = benchmark.prepare ? [directory] : []
+  const given = benchmark.arguments ?? []
+  const args = { ours: [...made, ...given], baseline: [...made, ...(benchmark.baselineArguments ?? given)] }
   /** @type {{ ours: number[], baseline: number[] }} */
   const values = { ours: [], baseline: [] }
   /** @type {Record<string, number>[]} */
