@@ -119,11 +119,14 @@ it('answers what was asked before it closes, and lets idle clients go', async ()
   await once(idle, 'connect')
   const busy = (await client()).ask({ do: 'snapshot', directory: '/a' })
   await until(() => machine.calls.length > 0)
+  const begin = performance.now()
   const closed = server.close()
   machine.finish()
   expect(await busy).toMatchObject({ ok: true })
   expect(await hear(idle)).toBe('')
   await closed
+  // Nobody had to be thrown out.
+  expect(performance.now() - begin).toBeLessThan(900)
   await expect(ControlClient.connect(path)).rejects.toThrow('there is no such socket')
 })
 
