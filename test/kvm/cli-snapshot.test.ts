@@ -5,9 +5,11 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { expect, it, onTestFinished } from 'vitest'
+import { expect, it, onTestFinished, vi } from 'vitest'
 import { Machine } from '../../lib/machine/machine.js'
 import { elfKernel } from '../guests/elf.js'
+
+vi.setConfig({ testTimeout: 60_000 })
 
 /** These run the compiled command line (`dist`), as its users do. */
 const MAIN = 'dist/cli/main.js'
