@@ -7,7 +7,7 @@ export interface ByteRange {
 const PAGE_SIZE = 4096
 
 /** Most of a set is mostly empty: so many words are compared at once first. */
-const BLOCK = 1024
+const BLOCK = 256
 const EMPTY = Buffer.alloc(BLOCK * 4)
 
 /** A set of a region's pages: a bit for each, as KVM's dirty log lays them out (KVM API 4.8). */

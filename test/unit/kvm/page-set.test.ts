@@ -3,8 +3,8 @@ import { expect, it } from 'vitest'
 import { PageSet } from '../../../lib/kvm/page-set.js'
 
 const PAGE = 4096
-/** Two and a half of the blocks that are compared at once. */
-const PAGES = 2.5 * 32 * 1024
+/** Ten and a half of the blocks that are compared at once. */
+const PAGES = 10.5 * 32 * 256
 
 /** Pages of the set, by its ranges. */
 function pagesOf(set: PageSet): number[] {
