@@ -91,7 +91,7 @@ export const benchmarks = [
     lab: 'vmx',
     ours: 'exit-async.mjs',
     baseline: 'exit-loop.c',
-    arguments: ['user', '5000', '3000'],
+    arguments: ['user', '50000', '30000'],
   },
   {
     name: 'snapshot-save',
@@ -120,11 +120,11 @@ export const benchmarks = [
     what: 'a guest of 256 MiB that wrote 100 pages goes back to a checkpoint, against the same ioctls and copies in C',
     unit: 'us',
     target: 1.43,
-    pairs: 15,
+    pairs: 9,
     prepare: 'rollback-image.mjs',
     ours: 'rollback.mjs',
     baseline: 'rollback.c',
-    arguments: ['500', '300'],
+    arguments: ['1000', '1500'],
   },
   {
     name: 'fork',
