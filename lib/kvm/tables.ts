@@ -32,21 +32,42 @@ export function readMsrs(indices: readonly number[], call: (bytes: Uint8Array) =
   return decodeMsrs(readRawMsrs(indices, call))
 }
 
+/** The most that one call takes: below `MAX_IO_MSRS` of arch/x86/kvm/x86.c; more are E2BIG. */
+const MOST_MSRS = 255
+
 /** As `readMsrs`, undecoded: `struct kvm_msrs`. */
 export function readRawMsrs(indices: readonly number[], call: (bytes: Uint8Array) => number): Uint8Array {
   const bytes = encodeMsrs(indices.map(index => ({ index, value: 0n })))
-  const count = call(bytes)
+  const count = inBatches(bytes, call)
   if (count < indices.length) throw refused('KVM_GET_MSRS', indices[count]!, 'cannot be read on this host')
   return bytes
 }
 
 /** KVM_SET_MSRS: stops at the first MSR that it refuses, and returns how many it took. `bytes`: `struct kvm_msrs`. */
 export function writeRawMsrs(bytes: Uint8Array, call: (bytes: Uint8Array) => number): void {
-  const count = call(bytes)
-  const bad = kvm_msrs.size + count * kvm_msr_entry.size
+  const bad = kvm_msrs.size + inBatches(bytes, call) * kvm_msr_entry.size
   if (bad >= bytes.length) return
   const { index, data } = kvm_msr_entry.decode(bytes, bad)
   throw refused('KVM_SET_MSRS', index, `does not take 0x${data.toString(16)}`)
+}
+
+/** Makes the call for as many entries at a time as the kernel takes; returns how many it did. */
+function inBatches(bytes: Uint8Array, call: (bytes: Uint8Array) => number): number {
+  const { size } = kvm_msr_entry
+  const all = Math.floor((bytes.length - kvm_msrs.size) / size)
+  if (all <= MOST_MSRS) return call(bytes)
+  for (let first = 0; first < all; first += MOST_MSRS) {
+    const from = kvm_msrs.size + first * size
+    const entries = bytes.subarray(from, Math.min(bytes.length, from + MOST_MSRS * size))
+    const count = entries.length / size
+    const batch = new Uint8Array(kvm_msrs.size + entries.length)
+    new DataView(batch.buffer).setUint32(0, count, true)
+    batch.set(entries, kvm_msrs.size)
+    const done = call(batch)
+    entries.set(batch.subarray(kvm_msrs.size))
+    if (done < count) return first + done
+  }
+  return all
 }
 
 export function decodeMsrs(bytes: Uint8Array): Msr[] {

@@ -124,6 +124,20 @@ describe('vCPU state: what was set is what is got', () => {
     expect(vcpu.getMsrs(msrs.map(({ index }) => index))).toEqual(msrs)
   })
 
+  it('more MSRs than the kernel takes at once', () => {
+    using guest = openGuest()
+    const { vcpu } = guest
+    const many = Array.from({ length: 700 }, (_, i) => ({ index: [0x174, 0x175, 0x176][i % 3]!, value: BigInt(i) }))
+    vcpu.setMsrs(many)
+    const read = vcpu.getMsrs(many.map(({ index }) => index))
+    expect(read).toHaveLength(700)
+    expect(read.slice(-3).map(({ value }) => value)).toEqual([697n, 698n, 699n])
+    expect(read[0]).toEqual({ index: 0x174, value: 699n })
+    const wrong = many.map((msr, i) => (i === 600 ? { index: 0x12345678, value: 0n } : msr))
+    expect(() => vcpu.setMsrs(wrong)).toThrow(/MSR 0x12345678/)
+    expect(() => vcpu.getMsrs(wrong.map(({ index }) => index))).toThrow(/MSR 0x12345678/)
+  })
+
   it('an MSR that is refused is named', () => {
     using guest = openGuest()
     const { vcpu, kvm } = guest
