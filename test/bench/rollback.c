@@ -6,6 +6,8 @@
 #include "host.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 
 enum {
   SIZE = 256 << 20,
@@ -88,23 +90,30 @@ static void create(int kvm) {
   CHECK(ioctl(guest.vcpu, KVM_SET_REGS, contents("KVM_GET_REGS")));
 }
 
-/* On a thread of its own, as a VMM's vCPU: until the guest has written its pages, with the exit completed. */
-static void *run(void *unused) {
-  CHECK(ioctl(guest.vcpu, KVM_RUN, 0));
-  if (guest.run->exit_reason != KVM_EXIT_IO) {
-    fprintf(stderr, "unexpected exit %u\n", guest.run->exit_reason);
-    exit(1);
+/* Set to have the guest run, cleared once it has written its pages. */
+static atomic_bool running;
+
+/* The vCPU's own thread, which polls for what it is to do next, as that of ours does for a while. */
+static void *run_vcpu(void *unused) {
+  for (;;) {
+    while (!atomic_load(&running)) __builtin_ia32_pause();
+    CHECK(ioctl(guest.vcpu, KVM_RUN, 0));
+    if (guest.run->exit_reason != KVM_EXIT_IO) {
+      fprintf(stderr, "unexpected exit %u\n", guest.run->exit_reason);
+      exit(1);
+    }
+    /* Completes the exit. */
+    guest.run->immediate_exit = 1;
+    ioctl(guest.vcpu, KVM_RUN, 0);
+    guest.run->immediate_exit = 0;
+    atomic_store(&running, false);
   }
-  guest.run->immediate_exit = 1;
-  ioctl(guest.vcpu, KVM_RUN, 0);
-  guest.run->immediate_exit = 0;
   return unused;
 }
 
 static void run_on(void) {
-  pthread_t thread;
-  pthread_create(&thread, NULL, run, NULL);
-  pthread_join(thread, NULL);
+  atomic_store(&running, true);
+  while (atomic_load(&running)) __builtin_ia32_pause();
 }
 
 static void dirty_log(void) {
@@ -220,6 +229,8 @@ int main(int argc, char **argv) {
   directory = argv[1];
   int kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
   create(kvm);
+  pthread_t thread;
+  pthread_create(&thread, NULL, run_vcpu, NULL);
   run_on();
   keep_moment(kvm);
   uint8_t counter = guest.memory[DIRTY_START];
