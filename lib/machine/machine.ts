@@ -193,6 +193,7 @@ export class Machine extends EventEmitter<MachineEvents> {
   /** Starts the vCPUs. While they run, the process stays alive. */
   async start(): Promise<void> {
     this.#require('created', 'start')
+    this.#undisturbed('start')
     this.#state = 'running'
     for (const thread of this.#threads) thread.start()
   }
