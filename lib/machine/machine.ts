@@ -63,6 +63,9 @@ interface SnapshotBase {
   readonly id: string
 }
 
+/** What is done while no vCPU runs. The controller ends it where the machine ends; its signal costs time, so it is made if asked for. */
+type PausedAct<T> = (abort: AbortController, wasRunning: boolean) => Promise<T>
+
 interface Operation {
   readonly what: string
   readonly abort: AbortController
@@ -221,7 +224,7 @@ export class Machine extends EventEmitter<MachineEvents> {
    */
   snapshot(directory: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
     const { differential = false } = options
-    return this.#whilePaused('snapshot', async ended => {
+    return this.#whilePaused('snapshot', async ({ signal: ended }) => {
       const { ram } = this.#parts
       const signal = options.signal ? AbortSignal.any([ended, options.signal]) : ended
       if (differential && !this.#base) {
@@ -277,7 +280,7 @@ export class Machine extends EventEmitter<MachineEvents> {
    * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
    */
   fork(): Promise<Machine> {
-    return this.#whilePaused('fork', async (_signal, wasRunning) => {
+    return this.#whilePaused('fork', async (_abort, wasRunning) => {
       const parts = this.#parts
       const moment = takeMoment(parts)
       const images = parts.ram.freeze().map((image, i) => ({ guestAddress: parts.ram.regions[i]!.guestAddress, image }))
@@ -313,11 +316,11 @@ export class Machine extends EventEmitter<MachineEvents> {
   }
 
   /** Does something to the machine while no vCPU runs, and lets it go on if it ran. */
-  async #whilePaused<T>(what: string, act: (signal: AbortSignal, wasRunning: boolean) => Promise<T>): Promise<T> {
+  async #whilePaused<T>(what: string, act: PausedAct<T>): Promise<T> {
     this.#undisturbed(what)
     if (this.#state === 'ended') throw new GuestError(`cannot ${what}: the machine is ended`)
     const abort = new AbortController()
-    const done = this.#actPaused(act, abort.signal)
+    const done = this.#actPaused(act, abort)
     this.#operation = { what, abort, done }
     try {
       return await done
@@ -326,11 +329,11 @@ export class Machine extends EventEmitter<MachineEvents> {
     }
   }
 
-  async #actPaused<T>(act: (signal: AbortSignal, wasRunning: boolean) => Promise<T>, signal: AbortSignal): Promise<T> {
+  async #actPaused<T>(act: PausedAct<T>, abort: AbortController): Promise<T> {
     const wasRunning = this.#state === 'running'
     if (wasRunning) await this.#pause()
     try {
-      return await act(signal, wasRunning)
+      return await act(abort, wasRunning)
     } finally {
       if (wasRunning && this.#state === 'paused' && !this.#ended) this.#goOn()
     }
