@@ -128,8 +128,10 @@ round:
   report ${at.station.l2Hash}
   mov eax, ${at.call.done}
   ${hypercall}
-  # Only a preemption timer takes L1 back from here.
-  jmp .
+  # Only a preemption timer takes L1 back from here. Bochs never comes back from a jump to itself.
+7:
+  pause
+  jmp 7b
 
   # The hash takes RAX; RAX is then the hash without its upper bits: a canonical address.
 mix:

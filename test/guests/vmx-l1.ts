@@ -57,6 +57,7 @@ const reason = {
 
 const INTERRUPT_WINDOW_EXITING = 1 << 2
 const PREEMPTION_TIMER = 1 << 6
+const SAVE_PREEMPTION_TIMER = 1 << 22
 
 /** The hypervisor for Intel's extension. */
 export const vmx: Extension = {
@@ -176,7 +177,10 @@ vm_exit:
   ${setControl(VMCS.processorControls, 'and', ~INTERRUPT_WINDOW_EXITING)}
   mov eax, ${INJECT_L2_VECTOR}
   mov [${variable.inject}], rax`,
-  disarm: () => setControl(VMCS.pinControls, 'and', ~PREEMPTION_TIMER),
+  // Without the timer its value must not be saved either (Intel SDM vol. 3, 26.2.1.2).
+  disarm: () =>
+    setControl(VMCS.pinControls, 'and', ~PREEMPTION_TIMER) +
+    setControl(VMCS.exitControls, 'and', ~SAVE_PREEMPTION_TIMER),
   disable: `
   vmxoff
   mov rax, cr4
@@ -208,7 +212,12 @@ function controls(options: L1Options): Control[] {
     // MSR bitmaps, secondary controls
     { field: VMCS.processorControls, msr: 0x482, trueMsr: 0x48e, wanted: hltExiting | (1 << 28) | secondary },
     // 64-bit L1; the timer's value is kept over an exit.
-    { field: VMCS.exitControls, msr: 0x483, trueMsr: 0x48f, wanted: (1 << 9) | (options.timer ? 1 << 22 : 0) },
+    {
+      field: VMCS.exitControls,
+      msr: 0x483,
+      trueMsr: 0x48f,
+      wanted: (1 << 9) | (options.timer ? SAVE_PREEMPTION_TIMER : 0),
+    },
     // 64-bit L2
     { field: VMCS.entryControls, msr: 0x484, trueMsr: 0x490, wanted: 1 << 9 },
   ]
@@ -289,5 +298,5 @@ function vmread(register: string, field: number): string {
 
 /** Uses RAX and RCX. */
 function setControl(field: number, operation: 'or' | 'and', mask: number): string {
-  return `${vmread('rax', field)}\n ${operation} eax, ${mask}\n vmwrite rcx, rax`
+  return `${vmread('rax', field)}\n ${operation} eax, ${mask}\n vmwrite rcx, rax\n`
 }

@@ -51,10 +51,16 @@ function moveUnchanged(run: L1Run): void {
   expect({ ...rest, data: dataOf({ ...before, data }) }).toEqual({ ...before, data: dataOf(before) })
 }
 
-/** The control block, but what KVM does not take back: VMRUN leaves L1's CR2 and DR6 alone (AMD APM vol. 2, 15.5.1). */
+/**
+ * The control block, but what KVM does not take back: VMRUN leaves L1's CR2 and DR6 alone (AMD APM vol. 2, 15.5.1), and the
+ * guest-linear address is of an exit that is long over.
+ */
 function dataOf({ format, data }: NestedState): object {
   if (data.length === 0) return {}
-  if (format === 'vmx') return decodeVmcs12(data.subarray(0, 4096))
+  if (format === 'vmx') {
+    const { fields, rest } = decodeVmcs12(data.subarray(0, 4096))
+    return { fields: { ...fields, guestLinearAddress: 0n }, rest }
+  }
   const { fields, rest } = decodeVmcb12(data.subarray(0, 4096))
   return { fields: { ...fields, cr2: 0n, dr6: 0n }, rest }
 }
@@ -72,7 +78,9 @@ describe.each([true, false])('at every exit, nested paging %s', nestedPaging => 
         run.step()
         const state = run.nestedState()
         if (state.guestMode) inL2++
+        const events = run.vcpu.getVcpuEvents()
         run.move()
+        expect(run.vcpu.getVcpuEvents()).toEqual(events)
       }
       expect(run.result).toBe(expected)
       // Each of the six periods reports from L2, and at its end L2 does, twice.
@@ -263,16 +271,19 @@ describe('in a situation', () => {
       using run = new L1Run(options)
       run.wakes = false
       run.runTo(station.halt)
-      await halted(run)
+      await onThread(run, () => isHalted(run))
       for (const _ of [1, 2]) {
         expect(run.nestedState().guestMode).toBe(true)
-        expect(run.vcpu.getMpState()).toBe(MP_STATE_HALTED)
         run.move()
-        await halted(run)
+        expect(run.vcpu.getVcpuEvents().interrupt.shadow).toBe(0)
+        // It sleeps on.
+        const { length } = run.reports
+        await onThread(run, () => isHalted(run))
+        expect(run.reports).toHaveLength(length)
       }
       run.wake()
       run.wakes = true
-      expect(run.step().port).toBe(station.l2Interrupt)
+      await onThread(run, () => run.reports.some(({ port }) => port === station.l2Interrupt))
       expect(run.finish()).toBe(undisturbed(options))
     },
     LIMIT,
@@ -313,14 +324,19 @@ describe('in a situation', () => {
   )
 })
 
-/** Runs on a thread until the vCPU halts in L2, and takes it off. */
-async function halted(run: L1Run): Promise<void> {
-  for (;;) {
+function isHalted({ vcpu }: L1Run): boolean {
+  return vcpu.getMpState() === MP_STATE_HALTED
+}
+
+/** Runs on a thread, where a vCPU that sleeps for ever can be taken out of KVM_RUN, until something is so. */
+async function onThread(run: L1Run, reached: () => boolean): Promise<void> {
+  for (let i = 0; i < 200; i++) {
     run.start()
     await new Promise(resolve => setTimeout(resolve, 5))
     await run.pause()
-    if (run.vcpu.getMpState() === MP_STATE_HALTED) return
+    if (reached()) return
   }
+  throw new Error(`not reached; the vCPU is ${isHalted(run) ? 'halted' : 'running'}`)
 }
 
 /** That the hash would show it if a part of the state were lost: each of these changes one bit of it on the way. */
