@@ -2,7 +2,7 @@
 //
 //   node scripts/test.mjs                        all parts
 //   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or asan, not part of "all", or half
-//                                                of lab: svm, vmx
+//                                                of lab with all tests there are: svm, vmx
 //
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
@@ -28,32 +28,45 @@ const weights = { 'l1.test.ts': 130, 'tower.test.ts': 260, 'examples.test.ts': 6
 const DEFAULT_WEIGHT = 60
 const VMX_LABS = 2
 
+/**
+ * The lab tests that belong to `lab` today, and so to all parts. The others have not yet been seen to pass from a fresh clone with both
+ * labs at work; `svm` and `vmx` run all.
+ */
+const steady = {
+  svm: ['l1.test.ts', 'nested-state.test.ts', 'examples.test.ts'],
+  vmx: ['l1.test.ts', 'nested-state.test.ts'],
+}
+
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
   unit: () => [{ name: 'unit', tests: ['test/unit/'] }],
   kvm: () => [{ name: 'kvm', tests: ['test/kvm/'] }],
   package: () => [{ name: 'package', tests: ['test/package/'] }],
-  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options)),
+  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options, steady[vendor])),
   svm: options => labRuns('svm', options),
   vmx: options => labRuns('vmx', options),
   asan: () => [{ name: 'asan', tests: ['test/kvm/'], env: sanitizerEnvironment() }],
 }
 
-/** The runs of the lab's tests with one vendor's extension. */
-function labRuns(vendor, options) {
+/** The runs of the lab's tests with one vendor's extension: of `files`, unless options of vitest's say which. */
+function labRuns(
+  vendor,
+  options,
+  files = readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts')),
+) {
   // One file after the other: in an emulated host they would only take turns on its processors.
   const common = { suffix: ['--no-file-parallelism'] }
   fetchGuests()
-  if (hostVendor() === vendor) return [{ ...common, name: vendor, tests: ['test/lab/'] }]
+  const tests = options.length > 0 ? ['test/lab/'] : files.map(file => `test/lab/${file}`)
+  if (hostVendor() === vendor) return [{ ...common, name: vendor, tests }]
   const setUp = settingUp(vendor)
   const prefix = [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath]
   const run = { ...common, prefix, setUp }
-  // With options of vitest's, files among them, it is left to it which tests run.
-  if (vendor === 'svm' || options.length > 0) return [{ ...run, name: vendor, tests: ['test/lab/'] }]
-  return deal(readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts'))).map((files, index) => ({
+  if (vendor === 'svm' || options.length > 0) return [{ ...run, name: vendor, tests }]
+  return deal(files).map((hand, index) => ({
     ...run,
     name: `vmx-${index + 1}`,
-    tests: files.map(file => `test/lab/${file}`),
+    tests: hand.map(file => `test/lab/${file}`),
   }))
 }
 
