@@ -55,7 +55,8 @@ function labRuns(
   files = readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts')),
 ) {
   // One file after the other: in an emulated host they would only take turns on its processors.
-  const common = { suffix: ['--no-file-parallelism'] }
+  // What takes a second elsewhere takes many there, while several share this machine.
+  const common = { suffix: ['--no-file-parallelism', '--testTimeout=180000'] }
   fetchGuests()
   const tests = options.length > 0 ? ['test/lab/'] : files.map(file => `test/lab/${file}`)
   if (hostVendor() === vendor) return [{ ...common, name: vendor, tests }]
