@@ -32,7 +32,8 @@ export function l2Source({ rounds, period, hypercall, interrupt, avx }: L2Option
   xor ebp, ebp
   pxor xmm0, xmm0
   ${avx ? 'vxorps ymm2, ymm2, ymm2' : ''}
-  ${interrupt === 'inject' ? 'sti' : ''}
+  # Bochs lets no interrupt of L0's through while a guest has had interrupts off since its entry.
+  sti
 
 round:
   mov rax, r9
@@ -128,7 +129,7 @@ round:
   report ${at.station.l2Hash}
   mov eax, ${at.call.done}
   ${hypercall}
-  # Only a preemption timer takes L1 back from here. Bochs never comes back from a jump to itself.
+  # Only a preemption timer takes L1 back from here.
 7:
   pause
   jmp 7b
@@ -185,6 +186,7 @@ function askForInterrupt(interrupt: L2Options['interrupt'], hypercall: string): 
     case 'apic':
       return `
   mov rbx, [${at.L2_TAKEN}]
+  cli
   ${ask}
   mov eax, r9d
   report ${at.station.pending}
@@ -192,12 +194,12 @@ function askForInterrupt(interrupt: L2Options['interrupt'], hypercall: string): 
 5:
   pause
   cmp rbx, [${at.L2_TAKEN}]
-  je 5b
-  cli`
+  je 5b`
     // The interrupt comes from L0.
     case 'halt':
       return `
   mov rbx, [${at.L2_TAKEN}]
+  cli
   mov eax, r9d
   report ${at.station.halt}
 5:
@@ -207,7 +209,8 @@ function askForInterrupt(interrupt: L2Options['interrupt'], hypercall: string): 
   sti
   hlt
   jmp 5b
-6:`
+6:
+  sti`
   }
 }
 
