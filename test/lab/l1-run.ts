@@ -32,10 +32,7 @@ export interface Saved {
   memory: Uint8Array
 }
 
-/**
- * A VM that is always there. With the first VM the kernel patches its scheduler, with the last one it patches it back
- * (`preempt_notifier_key`): that is slow, and once in some hundred times QEMU's interpreter goes on with the old code for ever.
- */
+/** A VM that is always there: with the first VM the kernel patches its scheduler (`preempt_notifier_key`), with the last one back, slowly. */
 let standby: Vm | undefined
 
 /** L0's side of a small hypervisor that runs: takes its reports, answers its questions, knows when it has ended. */

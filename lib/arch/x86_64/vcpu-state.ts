@@ -12,6 +12,7 @@ import {
   KVM_STATE_NESTED_FORMAT_SVM,
   KVM_STATE_NESTED_FORMAT_VMX,
   KVM_STATE_NESTED_GIF_SET,
+  KVM_STATE_NESTED_GUEST_MODE,
   kvm_debugregs,
   kvm_lapic_state,
   kvm_mp_state,
@@ -159,6 +160,9 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   // Last: it checks itself against all of the above.
   if (nested && rollback) native.setNestedState(nested)
   else if (nested) vcpu.setNestedState(nested)
+  // Again, for L2: with SVM the nested state brings the interrupt shadow that VMCB12 had at VMRUN (nested_vmcb02_prepare_control).
+  // An L2 that halts under it would never wake.
+  if (nested && inGuestMode(nested)) native.setVcpuEvents(part(state, 'KVM_GET_VCPU_EVENTS'))
   if (!rollback) checkDerivedMsrs(vcpu, msrs.derived)
   if (pvclock) tellOfPause(vcpu)
 }
@@ -314,6 +318,10 @@ function idleNestedState(nested: Uint8Array): Uint8Array {
     kvm_vmx_nested_state_hdr.encode(header, bytes, kvm_nested_state.offsetOf('hdr'))
   }
   return bytes
+}
+
+function inGuestMode(nested: Uint8Array): boolean {
+  return (kvm_nested_state.decode(nested).flags & KVM_STATE_NESTED_GUEST_MODE) !== 0
 }
 
 /** The area is in XSAVE's standard form: a host with more components reads zeros where the saved one had none. */
