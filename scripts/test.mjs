@@ -1,14 +1,14 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or asan, not part of "all", or half
-//                                                of lab with all tests there are: svm, vmx
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which
+//                                                is not part of "all"
 //
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { root } from './paths.mjs'
@@ -18,86 +18,39 @@ const vitest = join(root, 'node_modules/vitest/vitest.mjs')
 const cli = join(root, 'dist/cli/main.js')
 
 /** Seconds of this machine after which an emulated host is ended, whatever hangs in it: times inside are its own. */
-const labTimeout = '2400'
-
-/**
- * What a lab test takes in the emulated host with vmx, in seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. Its emulator runs on
- * one processor, so the files are dealt out to VMX_LABS of them at once.
- */
-const weights = { 'l1.test.ts': 130, 'tower.test.ts': 260, 'examples.test.ts': 60, 'nested-state.test.ts': 10 }
-const DEFAULT_WEIGHT = 60
-const VMX_LABS = 2
-
-/**
- * The lab tests that belong to `lab` today, and so to all parts. The others have not yet been seen to pass from a fresh clone with both
- * labs at work; `svm` and `vmx` run all.
- */
-const steady = {
-  svm: ['l1.test.ts', 'nested-state.test.ts', 'examples.test.ts'],
-  vmx: ['l1.test.ts', 'nested-state.test.ts'],
-}
+const labTimeout = '1400'
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
   unit: () => [{ name: 'unit', tests: ['test/unit/'] }],
   kvm: () => [{ name: 'kvm', tests: ['test/kvm/'] }],
   package: () => [{ name: 'package', tests: ['test/package/'] }],
-  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options, steady[vendor])),
-  svm: options => labRuns('svm', options),
-  vmx: options => labRuns('vmx', options),
+  lab: () => ['svm', 'vmx'].map(labRun),
+  svm: () => [labRun('svm')],
+  vmx: () => [labRun('vmx')],
   asan: () => [{ name: 'asan', tests: ['test/kvm/'], env: sanitizerEnvironment() }],
 }
 
-/** The runs of the lab's tests with one vendor's extension: of `files`, unless options of vitest's say which. */
-function labRuns(
-  vendor,
-  options,
-  files = readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts')),
-) {
-  // One file after the other: in an emulated host they would only take turns on its processors.
+/** The lab's tests with one vendor's extension. */
+function labRun(vendor) {
+  // One file after the other: in an emulated host they would only take turns on its processor.
   // What takes a second elsewhere takes many there, while several share this machine.
-  const common = { suffix: ['--no-file-parallelism', '--testTimeout=180000'] }
+  const run = { name: vendor, tests: ['test/lab/'], suffix: ['--no-file-parallelism', '--testTimeout=180000'] }
   fetchGuests()
-  const tests = options.length > 0 ? ['test/lab/'] : files.map(file => `test/lab/${file}`)
-  if (hostVendor() === vendor) return [{ ...common, name: vendor, tests }]
-  const setUp = settingUp(vendor)
+  if (hostVendor() === vendor) return run
   const prefix = [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath]
-  const run = { ...common, prefix, setUp }
-  if (vendor === 'svm' || options.length > 0) return [{ ...run, name: vendor, tests }]
-  return deal(files).map((hand, index) => ({
-    ...run,
-    name: `vmx-${index + 1}`,
-    tests: hand.map(file => `test/lab/${file}`),
-  }))
+  return { ...run, prefix, setUp: () => settingUp(vendor) }
 }
 
 let setUps = Promise.resolve()
 
 /**
- * Fetches and builds a vendor's lab, once for all its runs, and one after the other, since apt does one thing at a time. What is wrong
- * when that fails is told by the lab itself.
+ * Fetches and builds a vendor's lab, one after the other, since apt does one thing at a time. What is wrong when that fails is
+ * told by the lab itself.
  */
 function settingUp(vendor) {
-  let done
-  return () => {
-    if (done === undefined) {
-      done = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
-      setUps = done
-    }
-    return done
-  }
-}
-
-/** The heaviest first, each to whoever has the least. */
-function deal(files) {
-  const weight = file => weights[file] ?? DEFAULT_WEIGHT
-  const hands = Array.from({ length: Math.min(VMX_LABS, files.length) }, () => ({ files: [], load: 0 }))
-  for (const file of files.sort((a, b) => weight(b) - weight(a))) {
-    const hand = hands.reduce((least, hand) => (hand.load < least.load ? hand : least))
-    hand.files.push(file)
-    hand.load += weight(file)
-  }
-  return hands.map(({ files }) => files)
+  setUps = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
+  return setUps
 }
 
 /** The extension that guests of this host can nest with, if any. */
@@ -142,7 +95,7 @@ function count(report) {
 
 /** Runs what one part is made of, all of it at once; gives what became of it. */
 async function runPart(name, options) {
-  const runs = parts[name](options)
+  const runs = parts[name]()
   const totals = await Promise.all(runs.map(run => runTests(run, options, runs.length > 1)))
   return sumOf(totals)
 }

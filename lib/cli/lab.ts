@@ -41,7 +41,7 @@ export function labCommand(): Command {
     .argument('<command...>', 'the command and its arguments, after --')
     .addOption(vendorOption())
     .option('--memory <size>', 'memory of the emulated host (default: 3G)')
-    .option('--cpus <n>', 'its processors (default: 1; QEMU before 8.1 can hang with more)', numeric)
+    .option('--cpus <n>', 'its processors (default: 1; with more, QEMU 7.2 can hang)', numeric)
     .option('--timeout <seconds>', 'end it after this time, boot included (default: no limit)', numeric)
     .option('--json', 'print the result as one line of JSON: {ok, exitCode, stdout, stderr, bootSeconds, seconds}')
     .option('--verbose', "show the emulated host's console and what is being done, on standard error")

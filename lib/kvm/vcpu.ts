@@ -331,7 +331,18 @@ export class Vcpu {
   setNestedState(state: Uint8Array): void {
     this.#nestedStateSize('KVM_SET_NESTED_STATE')
     checkNestedState(state, nestedVcpu(this, decodeCpuid(this.configuredCpuid)))
-    this.native.setNestedState(state)
+    this.setRawNestedState(state)
+  }
+
+  /**
+   * KVM_SET_NESTED_STATE without checking it first: for one that this vCPU gave.
+   * @throws {KvmError} this host refuses it (EINVAL)
+   * @internal
+   */
+  setRawNestedState(state: Uint8Array): void {
+    // vmx_set_nested_state gives a positive status, no error, where L2's state is not one that can be entered.
+    if (this.native.setNestedState(state) !== 0)
+      throw new KvmError('KVM_SET_NESTED_STATE', constants.errno.EINVAL, 'L2 cannot be entered with it')
   }
 
   /** KVM_GET_TSC_KHZ (KVM API 4.56, KVM_CAP_GET_TSC_KHZ): the guest's TSC frequency, kHz. */

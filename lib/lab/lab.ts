@@ -21,8 +21,8 @@ const DEFAULT_MEMORY = '3G'
 /** Less, and the kernel and Node do not fit beside each other. */
 const LEAST_MEMORY = 512 * MIB
 /**
- * More gain little, and QEMU before 8.1 can go on with old code for ever when one processor patches what another is about to run
- * (it translated without holding the page): KVM's static keys do that with every first and last VM.
+ * More gain little, and QEMU 7.2 can go on with old code for ever where one processor patches what another is about to run (seen as
+ * soft lockups of both): KVM's static keys patch the scheduler with every first and last VM.
  */
 const DEFAULT_CPUS = 1
 const TAIL_LINES = 25

@@ -109,6 +109,7 @@ enter_l2:
   # When the timer fires is not for the hash.
   mov rax, [${variable.reason}]
   ${reason.preemptionTimer === undefined ? '' : `cmp eax, ${reason.preemptionTimer}\n je on_timer`}
+  inc qword ptr [${variable.hash}]
   mov rbx, ${at.PRIME}
   xor rax, [${variable.hash}]
   imul rax, rbx

@@ -86,7 +86,6 @@ export const svm: Extension = {
   mov [${variable.length}], rbx
   ${options.interrupt === 'l1' ? `${selfInterrupt(at.L1_VECTOR)}\n mov rax, [${variable.reason}]` : ''}
   report ${at.station.exit}
-  inc qword ptr [${variable.hash}]
   stgi
 `,
   pend: () => `or dword ptr [${field(VMCB.virtualInterrupt)}], ${V_IRQ}`,

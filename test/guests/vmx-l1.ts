@@ -159,7 +159,6 @@ vm_exit:
   ${vmread('rax', VMCS.exitReason)}
   mov [${variable.reason}], rax
   report ${at.station.exit}
-  inc qword ptr [${variable.hash}]
   ${options.interrupt === 'l1' ? 'sti\n nop\n cli' : ''}
   # Once in the middle L1 lets go of the VMCS and takes it up again, to be launched anew.
   cmp qword ptr [${variable.exits}], 4

@@ -175,8 +175,8 @@ export class L1Run {
       return report
     }
     if (exit.reason === 'io-in') {
-      // What L2 reported just before, scrambled.
-      const { value } = this.reports.at(-1)!
+      // What L2 reported before, scrambled; L1 may have reported a timer in between.
+      const { value } = this.reports.findLast(({ port }) => port === station.l2)!
       new DataView(exit.data.buffer, exit.data.byteOffset).setUint32(0, Math.imul(value + 1, 0x9e3779b1) >>> 0, true)
       return undefined
     }

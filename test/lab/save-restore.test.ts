@@ -19,8 +19,6 @@ import {
 import { hostExtension, L1Run, type Saved, undisturbed } from './l1-run.js'
 
 const extension = hostExtension()
-const onSvm = it.runIf(extension === 'svm')
-const onVmx = it.runIf(extension === 'vmx')
 const LIMIT = 300_000
 
 const short = { rounds: 6 * 64, period: 64, nestedPaging: true, interrupt: 'none' } as const
@@ -105,48 +103,6 @@ describe('in a situation', () => {
       } else {
         expect(run.vcpu.getSregs2().efer & 0x1000n).toBe(0x1000n)
       }
-      moveUnchanged(run)
-      expect(run.finish()).toBe(undisturbed(short))
-    },
-    LIMIT,
-  )
-
-  onVmx.each([
-    ['cleared', station.cleared],
-    ['cleared after L2 ran on it', station.clearedAgain],
-  ])(
-    'VMX operation, the VMCS %s',
-    (_, port) => {
-      using run = new L1Run(short)
-      run.runTo(port)
-      expect(vmxState(run)).toMatchObject({ vmxonPa: BigInt(HOST_AREA), guestMode: false })
-      expect(vmxState(run).vmcs12Pa).toBeUndefined()
-      moveUnchanged(run)
-      expect(run.finish()).toBe(undisturbed(short))
-    },
-    LIMIT,
-  )
-
-  onVmx(
-    'a VMCS is current and was never launched',
-    () => {
-      using run = new L1Run(short)
-      run.runTo(station.loaded)
-      expect(vmxState(run)).toMatchObject({ vmcs12Pa: BigInt(CONTROL_BLOCK), guestMode: false })
-      expect(decodeVmcs12(vmxState(run).data).fields.launchState).toBe(0n)
-      moveUnchanged(run)
-      expect(run.finish()).toBe(undisturbed(short))
-    },
-    LIMIT,
-  )
-
-  onVmx(
-    'a VMCS was launched and is to be resumed',
-    () => {
-      using run = new L1Run(short)
-      run.runTo(station.exit)
-      expect(vmxState(run)).toMatchObject({ vmcs12Pa: BigInt(CONTROL_BLOCK), guestMode: false })
-      expect(decodeVmcs12(vmxState(run).data).fields.launchState).toBe(1n)
       moveUnchanged(run)
       expect(run.finish()).toBe(undisturbed(short))
     },
@@ -239,31 +195,6 @@ describe('in a situation', () => {
     LIMIT,
   )
 
-  // On vmx KVM does not come back to user space between VMRESUME and the entry, but for a signal: see the random moments.
-  onSvm(
-    'L1 has executed VMRUN with an event to inject, and L2 has not begun',
-    () => {
-      const options = { ...short, interrupt: 'inject' } as const
-      using run = new L1Run(options)
-      run.runTo(station.l2)
-      // The third exit from here is the hypercall that asks for the interrupt.
-      const asked = () => run.runTo(station.exit).value === 0x81
-      while (!asked());
-      run.vcpu.setGuestDebug(GUESTDBG_SINGLESTEP)
-      for (let i = 0; i < 200 && !run.nestedState().guestMode; i++) expect(run.vcpu.run().reason).toBe('debug')
-      run.vcpu.setGuestDebug(0)
-      const state = svmState(run)
-      expect(state).toMatchObject({ guestMode: true, runPending: true })
-      const { eventInj } = decodeVmcb12(state.data).fields
-      expect(eventInj & 0xffffffffn).toBe(0x80000000n + BigInt(L2_VECTOR))
-      run.move()
-      expect(svmState(run).runPending).toBe(true)
-      expect(run.step().port).toBe(station.l2Interrupt)
-      expect(run.finish()).toBe(undisturbed(options))
-    },
-    LIMIT,
-  )
-
   it(
     'L2 is halted',
     async () => {
@@ -288,60 +219,133 @@ describe('in a situation', () => {
     },
     LIMIT,
   )
-
-  onVmx(
-    'the VMX-preemption timer is armed',
-    async () => {
-      const options = { ...short, timer: TIMER }
-      using run = new L1Run(options)
-      run.runTo(station.l2)
-      const { guestMode, preemptionTimerDeadline } = vmxState(run)
-      expect(guestMode).toBe(true)
-      expect(preemptionTimerDeadline).toBeTypeOf('bigint')
-      moveUnchanged(run)
-      // The deadline is the same, in a TSC that went on.
-      expect(vmxState(run).preemptionTimerDeadline).toBe(preemptionTimerDeadline)
-      await onThread(run, () => run.ended)
-      expect(run.result).toBe(undisturbed(options))
-    },
-    LIMIT,
-  )
-
-  onVmx(
-    'the VMX-preemption timer is armed, and its time comes while nobody runs',
-    async () => {
-      const options = { ...short, timer: TIMER / 50 }
-      using run = new L1Run(options)
-      run.runTo(station.l2)
-      const { preemptionTimerDeadline } = vmxState(run)
-      // In units of 32 ticks, as KVM's IA32_VMX_MISC says (Intel SDM vol. 3, A.6).
-      const due = () => run.vcpu.getMsrs([0x10])[0]!.value >> 5n > preemptionTimerDeadline!
-      while (!due());
-      run.move()
-      await onThread(run, () => run.ended)
-      expect(run.result).toBe(undisturbed(options))
-    },
-    LIMIT,
-  )
-
-  onVmx(
-    'the VMX-preemption timer is armed, at every exit',
-    async () => {
-      const options = { ...short, timer: TIMER }
-      using run = new L1Run(options)
-      let armed = 0
-      while (run.reports.filter(({ port }) => port === station.l2Hash).length < 2) {
-        run.step()
-        if (vmxState(run).preemptionTimerDeadline !== undefined) armed++
-        run.move()
-      }
-      expect(armed).toBeGreaterThan(0)
-      await onThread(run, () => run.ended)
-      expect(run.result).toBe(undisturbed(options))
-    },
-    LIMIT,
-  )
 })
+
+if (extension === 'vmx')
+  describe('in a situation of VMX', () => {
+    it.each([
+      ['cleared', station.cleared],
+      ['cleared after L2 ran on it', station.clearedAgain],
+    ])(
+      'VMX operation, the VMCS %s',
+      (_, port) => {
+        using run = new L1Run(short)
+        run.runTo(port)
+        expect(vmxState(run)).toMatchObject({ vmxonPa: BigInt(HOST_AREA), guestMode: false })
+        expect(vmxState(run).vmcs12Pa).toBeUndefined()
+        moveUnchanged(run)
+        expect(run.finish()).toBe(undisturbed(short))
+      },
+      LIMIT,
+    )
+
+    it(
+      'a VMCS is current and was never launched',
+      () => {
+        using run = new L1Run(short)
+        run.runTo(station.loaded)
+        expect(vmxState(run)).toMatchObject({ vmcs12Pa: BigInt(CONTROL_BLOCK), guestMode: false })
+        expect(decodeVmcs12(vmxState(run).data).fields.launchState).toBe(0n)
+        moveUnchanged(run)
+        expect(run.finish()).toBe(undisturbed(short))
+      },
+      LIMIT,
+    )
+
+    it(
+      'a VMCS was launched and is to be resumed',
+      () => {
+        using run = new L1Run(short)
+        run.runTo(station.exit)
+        expect(vmxState(run)).toMatchObject({ vmcs12Pa: BigInt(CONTROL_BLOCK), guestMode: false })
+        expect(decodeVmcs12(vmxState(run).data).fields.launchState).toBe(1n)
+        moveUnchanged(run)
+        expect(run.finish()).toBe(undisturbed(short))
+      },
+      LIMIT,
+    )
+
+    it(
+      'the VMX-preemption timer is armed',
+      async () => {
+        const options = { ...short, timer: TIMER }
+        using run = new L1Run(options)
+        run.runTo(station.l2)
+        const { guestMode, preemptionTimerDeadline } = vmxState(run)
+        expect(guestMode).toBe(true)
+        expect(preemptionTimerDeadline).toBeTypeOf('bigint')
+        moveUnchanged(run)
+        // The deadline is the same, in a TSC that went on.
+        expect(vmxState(run).preemptionTimerDeadline).toBe(preemptionTimerDeadline)
+        await onThread(run, () => run.ended)
+        expect(run.result).toBe(undisturbed(options))
+      },
+      LIMIT,
+    )
+
+    it(
+      'the VMX-preemption timer is armed, and its time comes while nobody runs',
+      async () => {
+        const options = { ...short, timer: TIMER / 50 }
+        using run = new L1Run(options)
+        run.runTo(station.l2)
+        const { preemptionTimerDeadline } = vmxState(run)
+        // In units of 32 ticks, as KVM's IA32_VMX_MISC says (Intel SDM vol. 3, A.6).
+        const due = () => run.vcpu.getMsrs([0x10])[0]!.value >> 5n > preemptionTimerDeadline!
+        while (!due());
+        run.move()
+        await onThread(run, () => run.ended)
+        expect(run.result).toBe(undisturbed(options))
+      },
+      LIMIT,
+    )
+
+    it(
+      'the VMX-preemption timer is armed, at every exit',
+      async () => {
+        const options = { ...short, timer: TIMER }
+        using run = new L1Run(options)
+        let armed = 0
+        while (run.reports.filter(({ port }) => port === station.l2Hash).length < 2) {
+          run.step()
+          if (vmxState(run).preemptionTimerDeadline !== undefined) armed++
+          run.move()
+        }
+        expect(armed).toBeGreaterThan(0)
+        await onThread(run, () => run.ended)
+        expect(run.result).toBe(undisturbed(options))
+      },
+      LIMIT,
+    )
+  })
+
+if (extension === 'svm')
+  describe('in a situation of SVM', () => {
+    // On vmx KVM does not come back to user space between VMRESUME and the entry, but for a signal: see the random moments.
+    it(
+      'L1 has executed VMRUN with an event to inject, and L2 has not begun',
+      () => {
+        const options = { ...short, interrupt: 'inject' } as const
+        using run = new L1Run(options)
+        run.runTo(station.l2)
+        // The third exit from here is the hypercall that asks for the interrupt.
+        const asked = () => run.runTo(station.exit).value === 0x81
+        while (!asked());
+        run.vcpu.setGuestDebug(GUESTDBG_SINGLESTEP)
+        for (let i = 0; i < 200 && !run.nestedState().guestMode; i++) expect(run.vcpu.run().reason).toBe('debug')
+        run.vcpu.setGuestDebug(0)
+        const state = svmState(run)
+        expect(state).toMatchObject({ guestMode: true, runPending: true })
+        const { eventInj } = decodeVmcb12(state.data).fields
+        expect(eventInj & 0xffffffffn).toBe(0x80000000n + BigInt(L2_VECTOR))
+        run.move()
+        expect(svmState(run).runPending).toBe(true)
+        expect(run.step().port).toBe(station.l2Interrupt)
+        expect(run.finish()).toBe(undisturbed(options))
+      },
+      LIMIT,
+    )
+  })
 
 function isHalted({ vcpu }: L1Run): boolean {
   return vcpu.getMpState() === MP_STATE_HALTED

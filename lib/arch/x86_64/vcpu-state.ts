@@ -31,6 +31,7 @@ import type { Vcpu } from '../../kvm/vcpu.js'
 import { VMX_MSRS, WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
 import { flagsOf } from './cpuid.js'
 import { MSR, savedMsrs } from './msrs.js'
+import { setWithDeadline } from './preemption-timer.js'
 
 const { EINVAL, EOPNOTSUPP } = constants.errno
 
@@ -130,7 +131,7 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   const { msrs, idleNested, xsave, pvclock } = prepare(vcpu, state)
   // Out of L2 and out of VMX operation first: in there, SREGS that turn off EFER.SVME or CR4.VMXE are refused.
   const nested = state.KVM_GET_NESTED_STATE
-  if (idleNested) native.setNestedState(idleNested)
+  if (idleNested) vcpu.setRawNestedState(idleNested)
   if (!rollback) {
     // Before everything that it allows or forbids.
     vcpu.setRawCpuid(part(state, 'KVM_SET_CPUID2').slice())
@@ -158,8 +159,10 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   native.setMpState(part(state, 'KVM_GET_MP_STATE'))
   native.setDebugregs(part(state, 'KVM_GET_DEBUGREGS'))
   // Last: it checks itself against all of the above.
-  if (nested && rollback) native.setNestedState(nested)
-  else if (nested) vcpu.setNestedState(nested)
+  if (nested) {
+    const set = (bytes: Uint8Array) => (rollback ? vcpu.setRawNestedState(bytes) : vcpu.setNestedState(bytes))
+    setWithDeadline(vcpu, nested, set)
+  }
   // Again, for L2: with SVM the nested state brings the interrupt shadow that VMCB12 had at VMRUN (nested_vmcb02_prepare_control).
   // An L2 that halts under it would never wake.
   if (nested && inGuestMode(nested)) native.setVcpuEvents(part(state, 'KVM_GET_VCPU_EVENTS'))
