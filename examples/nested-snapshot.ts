@@ -5,7 +5,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { decodeNestedState, ensureAssets, Machine, readSnapshot, writeTowerImage } from 'nested-kvm'
+import { decodeNestedState, ensureAssets, Machine, QUICK_CMDLINE, readSnapshot, writeTowerImage } from 'nested-kvm'
 
 const BOOT = { timeout: 600_000 }
 const directory = await mkdtemp(join(tmpdir(), 'nested-snapshot-'))
@@ -14,9 +14,8 @@ try {
   const assets = await ensureAssets(['guestKernel', 'busybox'], { onProgress: console.error })
   const initrd = join(directory, 'l1.cpio')
   await writeTowerImage(initrd, assets)
-  const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off'
 
-  const l1 = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline, memory: '1G' })
+  const l1 = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline: QUICK_CMDLINE, memory: '1G' })
   await l1.start()
   const before = await l1.console.expect(/"count":(\d+)}/, BOOT)
   console.log(`L2 counts: ${before.groups[0]}`)

@@ -20,7 +20,7 @@ export type { CoalescedZone, IoeventfdOptions, Msi, Vm } from './kvm/vm.js'
 export { type AssetKind, type Assets, ensureAssets, setUpLab } from './lab/assets.js'
 export { Lab, type LabOptions, type LabResult, runInLab } from './lab/lab.js'
 export { type KernelModule, ModuleTree } from './lab/modules.js'
-export { L2_INITRD, L2_KERNEL, LAST_COUNT, MARK, writeTowerImage } from './lab/tower-image.js'
+export { L2_INITRD, L2_KERNEL, LAST_COUNT, MARK, QUICK_CMDLINE, writeTowerImage } from './lab/tower-image.js'
 export { Checkpoint } from './machine/checkpoint.js'
 export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
 export {

@@ -8,7 +8,7 @@
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { root } from './paths.mjs'
@@ -20,37 +20,64 @@ const cli = join(root, 'dist/cli/main.js')
 /** Seconds of this machine after which an emulated host is ended, whatever hangs in it: times inside are its own. */
 const labTimeout = '1400'
 
+/**
+ * What a lab test takes in the emulated host with vmx, in its seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. That is
+ * the slower one, and on one processor: its files are dealt out to VMX_LABS of them at once.
+ */
+const weights = { 'tower.test.ts': 150, 'examples.test.ts': 90, 'save-restore.test.ts': 50, 'l1.test.ts': 25 }
+const DEFAULT_WEIGHT = 15
+const VMX_LABS = 2
+
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
   unit: () => [{ name: 'unit', tests: ['test/unit/'] }],
   kvm: () => [{ name: 'kvm', tests: ['test/kvm/'] }],
   package: () => [{ name: 'package', tests: ['test/package/'] }],
-  lab: () => ['svm', 'vmx'].map(labRun),
-  svm: () => [labRun('svm')],
-  vmx: () => [labRun('vmx')],
+  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options)),
+  svm: options => labRuns('svm', options),
+  vmx: options => labRuns('vmx', options),
   asan: () => [{ name: 'asan', tests: ['test/kvm/'], env: sanitizerEnvironment() }],
 }
 
-/** The lab's tests with one vendor's extension. */
-function labRun(vendor) {
+/** The runs of the lab's tests with one vendor's extension; options of vitest's may say which tests. */
+function labRuns(vendor, options) {
   // One file after the other: in an emulated host they would only take turns on its processor.
   // What takes a second elsewhere takes many there, while several share this machine.
-  const run = { name: vendor, tests: ['test/lab/'], suffix: ['--no-file-parallelism', '--testTimeout=180000'] }
+  const suffix = ['--no-file-parallelism', '--testTimeout=180000']
+  const run = { name: vendor, tests: ['test/lab/'], suffix }
   fetchGuests()
-  if (hostVendor() === vendor) return run
+  if (hostVendor() === vendor) return [run]
   const prefix = [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath]
-  return { ...run, prefix, setUp: () => settingUp(vendor) }
+  const inLab = { ...run, prefix, setUp: settingUp(vendor) }
+  if (vendor === 'svm' || options.length > 0) return [inLab]
+  return deal().map((tests, index) => ({ ...inLab, name: `vmx-${index + 1}`, tests }))
+}
+
+/** The lab's tests, the heaviest first, each to whoever has the least. */
+function deal() {
+  const weight = file => weights[file] ?? DEFAULT_WEIGHT
+  const files = readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts'))
+  const hands = Array.from({ length: VMX_LABS }, () => ({ tests: [], load: 0 }))
+  for (const file of files.sort((a, b) => weight(b) - weight(a))) {
+    const hand = hands.reduce((least, hand) => (hand.load < least.load ? hand : least))
+    hand.tests.push(`test/lab/${file}`)
+    hand.load += weight(file)
+  }
+  return hands.map(({ tests }) => tests)
 }
 
 let setUps = Promise.resolve()
 
 /**
- * Fetches and builds a vendor's lab, one after the other, since apt does one thing at a time. What is wrong when that fails is
- * told by the lab itself.
+ * What fetches and builds a vendor's lab, once for all its runs, and one after the other, since apt does one thing at a time. What
+ * is wrong when that fails is told by the lab itself.
  */
 function settingUp(vendor) {
-  setUps = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
-  return setUps
+  let done
+  return () => {
+    done ??= setUps = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
+    return done
+  }
 }
 
 /** The extension that guests of this host can nest with, if any. */
@@ -95,7 +122,7 @@ function count(report) {
 
 /** Runs what one part is made of, all of it at once; gives what became of it. */
 async function runPart(name, options) {
-  const runs = parts[name]()
+  const runs = parts[name](options)
   const totals = await Promise.all(runs.map(run => runTests(run, options, runs.length > 1)))
   return sumOf(totals)
 }

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import { GuestError, MARK, Machine } from '../index.js'
+import { GuestError, MARK, Machine, QUICK_CMDLINE } from '../index.js'
 
 /** What a level says of itself. */
 export interface LevelFacts {
@@ -51,8 +51,7 @@ export interface BootOptions extends FollowOptions {
 export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<string | undefined> {
   const { level, kernel, initrd, memory } = options
   tell({ level, doing: `creating the L${level} machine` })
-  const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
-  await using machine = await Machine.create({ kernel, initrd, memory, cmdline })
+  await using machine = await Machine.create({ kernel, initrd, memory, cmdline: QUICK_CMDLINE })
   await machine.start()
   tell({ level, doing: `booting the L${level} kernel` })
   return await follow(machine, options, tell)

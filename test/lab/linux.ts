@@ -1,5 +1,6 @@
 import { buildInitramfs } from '../../lib/boot/initramfs.js'
 import { ensureAssets } from '../../lib/lab/assets.js'
+import { QUICK_CMDLINE } from '../../lib/lab/tower-image.js'
 import { Machine } from '../../lib/machine/machine.js'
 
 const APPLETS = ['sh', 'cat', 'echo', 'grep', 'mount', 'nproc', 'poweroff', 'reboot', 'sleep', 'uname', 'usleep']
@@ -27,9 +28,8 @@ ${script}
     { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
     { type: 'file', path: '/init', data: init, mode: 0o755 },
   ])
-  const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
   const { image = 'vmlinuz', ...rest } = options
-  return Machine.create({ kernel: guestKernel[image], initrd, cmdline, memory: '256M', ...rest })
+  return Machine.create({ kernel: guestKernel[image], initrd, cmdline: QUICK_CMDLINE, memory: '256M', ...rest })
 }
 
 /** A guest that takes longer to boot than this hangs. */

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { expect, it, onTestFinished } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
-import { LAST_COUNT, writeTowerImage } from '../../lib/lab/tower-image.js'
+import { LAST_COUNT, QUICK_CMDLINE, writeTowerImage } from '../../lib/lab/tower-image.js'
 import { Machine } from '../../lib/machine/machine.js'
 import { decodeNestedState, type NestedState } from '../../lib/nested/state.js'
 import { readSnapshot } from '../../lib/snapshot/read.js'
@@ -81,8 +81,12 @@ it(
     const assets = await ensureAssets(['guestKernel', 'busybox'])
     const initrd = join(directory, 'l1.cpio')
     await writeTowerImage(initrd, assets, ['demo', '--level', '1'])
-    const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off'
-    const first = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline, memory: '1G' })
+    const first = await Machine.create({
+      kernel: assets.guestKernel.vmlinuz,
+      initrd,
+      cmdline: QUICK_CMDLINE,
+      memory: '1G',
+    })
     onTestFinished(() => first.stop())
     await first.start()
     await first.console.expect('booting the L2 kernel', BOOT)
