@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
-import { constants, release, tmpdir } from 'node:os'
+import { release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
@@ -28,6 +28,7 @@ import {
   tellBelow,
 } from './demo-level.js'
 import { describeFailure, exitCode, printJson } from './output.js'
+import { catchSignals } from './signals.js'
 import { StatusLine } from './status-line.js'
 
 interface DemoOptions {
@@ -150,7 +151,7 @@ async function demo(options: DemoOptions): Promise<number> {
     } else if ('done' in event) status.show(`L${event.level} has powered off`)
   }
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-demo-'))
-  const interruption = watchSignals()
+  const interruption = catchSignals()
   const abort = interruption.signal
   try {
     const where = place(options.where)
@@ -196,7 +197,7 @@ async function demo(options: DemoOptions): Promise<number> {
     const { reason, details, code } = describeFailure(error)
     if (!options.json) process.stderr.write(`nested-kvm: ${reason}\n${details ? `${details}\n` : ''}`)
     printJson({ ok: false, level: error instanceof LevelError ? error.level : levels.length, reason })
-    return error instanceof Interrupted ? error.code : code
+    return code
   } finally {
     status.close()
     interruption.close()
@@ -281,30 +282,6 @@ async function inLab({ kernel, initrd, directory, timeout, onProgress, hear, abo
   const { exitCode: code } = await lab.wait()
   if (failure) throw new LevelError(failure.level, failure.message, complaints)
   if (code !== 0) throw new LevelError(1, `the program in the lab ended with code ${code}`, complaints)
-}
-
-class Interrupted extends GuestError {
-  /** As a shell tells of a signal. */
-  readonly code: number
-
-  constructor(signal: NodeJS.Signals) {
-    super(`interrupted by ${signal}`)
-    this.code = 128 + constants.signals[signal]
-  }
-}
-
-/** Turns the first signal that asks us to end into an abort, so that nothing is left behind. */
-function watchSignals(): { readonly signal: AbortSignal; close(): void } {
-  const controller = new AbortController()
-  const names = ['SIGHUP', 'SIGINT', 'SIGTERM'] as const
-  const interrupt = (name: NodeJS.Signals) => controller.abort(new Interrupted(name))
-  for (const name of names) process.on(name, interrupt)
-  return {
-    signal: controller.signal,
-    close() {
-      for (const name of names) process.off(name, interrupt)
-    },
-  }
 }
 
 /** A stream that hands on whole lines. */

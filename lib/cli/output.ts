@@ -1,4 +1,5 @@
 import { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from '../errors.js'
+import { Interrupted } from './signals.js'
 
 /** The exit codes of every subcommand. A signal ends a command with 128 plus its number. */
 export const exitCode = {
@@ -33,6 +34,7 @@ export function describeFailure(error: unknown): Failure {
     details: [details, stack].filter(Boolean).join('\n'),
     code,
   })
+  if (error instanceof Interrupted) return failure(error.code, '')
   const refused = [ConfigError, KvmError, SnapshotError, NestedStateError].some(kind => error instanceof kind)
   if (refused) return failure(exitCode.usage, rest.join('\n'))
   if (error instanceof GuestError) return failure(exitCode.failed, [...rest, error.report].join('\n').trim())

@@ -71,7 +71,13 @@ export function rebuildMachine(
   events: PlatformEvents,
   fill: (parts: Parts) => void,
 ): Parts {
-  const ranges = images.map(({ guestAddress, image }) => ({ guestAddress, size: image.size, backing: image }))
+  // With a dirty log from the start: to begin one later, KVM would go through all of the memslot.
+  const ranges = images.map(({ guestAddress, image }) => ({
+    guestAddress,
+    size: image.size,
+    backing: image,
+    logDirty: true,
+  }))
   return wire(kvm, ranges, vcpus, events, fill)
 }
 

@@ -290,7 +290,6 @@ export class Machine extends EventEmitter<MachineEvents> {
           applyMoment(fresh, moment, { clock: 'realtime' }),
         ),
       )
-      twin.#parts.ram.track()
       twin.#parts.ram.inherit(parts.ram)
       twin.#base = this.#base
       if (wasRunning) twin.#goOn()
