@@ -9,7 +9,7 @@ const MOMENTS = svm ? 1000 : 200
 const LIMIT = 900_000
 
 /** Mostly computing: where L2 is quick, many rounds, or it would be met at its exits only. */
-const long = svm ? { rounds: 1 << 21, period: 1 << 18 } : { rounds: 1 << 18, period: 1 << 15 }
+const long = svm ? { rounds: 1 << 21, period: 1 << 18 } : { rounds: 1 << 19, period: 1 << 16 }
 const variants: L1Options[] = [
   { ...long, nestedPaging: true, interrupt: 'inject' },
   { ...long, nestedPaging: false, interrupt: 'none' },
