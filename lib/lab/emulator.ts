@@ -42,7 +42,7 @@ export interface RunningEmulator {
   readonly console: Readable
   /** What the lab's script in the guest tells, in lines. */
   readonly control: Readable
-  /** What it is to do: lines to the guest. */
+  /** What it is to do: lines to the guest; empty ones mean nothing. */
   readonly signals: Duplex
   readonly stdin: Duplex
   readonly stdout: Duplex

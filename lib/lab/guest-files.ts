@@ -126,11 +126,11 @@ echo 50 > /proc/sys/vm/dirty_writeback_centisecs
 ${emulator.guestPort}
 for name in ${CHANNELS.join(' ')}; do port $name; done
 mkfifo in out err
-# Signals arrive as lines; when the lab goes away so does the guest.
+# Signals arrive as lines, empty ones mean nothing; when the lab goes away so does the guest.
 exec 3> $control
 {
   while read -r signal; do
-    [ -s pid ] && read -r pid < pid && kill -$signal -$pid
+    [ -n "$signal" ] && [ -s pid ] && read -r pid < pid && kill -$signal -$pid
   done < $signals
   poweroff -f
 } 2> /dev/null 3>&- &

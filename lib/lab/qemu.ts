@@ -17,6 +17,13 @@ const PORTS = { control: 4, signals: 5, stdin: 6, stdout: 7, stderr: 8 } as cons
 const FD_INITRD = 9
 
 /**
+ * Milliseconds between two knocks at the guest. TCG's VMRUN and #VMEXIT change `interrupt_request` without a lock (do_vmexit in
+ * QEMU 7.2's svm_helper.c), which now and then takes back an interrupt that a device has just raised: it waits in the local APIC
+ * then until the next one comes. Where that was the timer of a host that halts, nothing would ever come.
+ */
+const KNOCK = 500
+
+/**
  * QEMU's own interpreter of x86 (TCG), whose AMD CPU has SVM with nested paging. It has no NRIPS, no decode assists
  * and no AVIC, which KVM does without.
  *
@@ -84,10 +91,13 @@ async function start(program: string, machine: EmulatedMachine): Promise<Running
     socket.on('error', () => {})
     return socket
   }
+  const signals = channel(PORTS.signals)
+  const knocking = setInterval(() => signals.write('\n'), KNOCK)
+  void ended.finally(() => clearInterval(knocking))
   return {
     console: channel(FD_CONSOLE) as Readable,
     control: channel(PORTS.control),
-    signals: channel(PORTS.signals),
+    signals,
     stdin: channel(PORTS.stdin),
     stdout: channel(PORTS.stdout),
     stderr: channel(PORTS.stderr),
