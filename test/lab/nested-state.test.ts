@@ -1,11 +1,13 @@
 import { expect, it } from 'vitest'
+import { saveVcpu, vcpuPlan } from '../../lib/arch/x86_64/vcpu-state.js'
+import { inspectSnapshot, walkL2 } from '../../lib/index.js'
 import { cap } from '../../lib/kvm/capabilities.js'
 import { Kvm } from '../../lib/kvm/kvm.js'
 import { hasControl } from '../../lib/nested/controls-vmx.js'
 import type { NestedState } from '../../lib/nested/state.js'
 import { decodeVmcb12 } from '../../lib/nested/vmcb12.js'
 import { decodeVmcs12 } from '../../lib/nested/vmcs12.js'
-import { CONTROL_BLOCK, HOST_AREA, station } from '../guests/l1-layout.js'
+import { CONTROL_BLOCK, HOST_AREA, L2_ORIGIN, L2_SIZE, NESTED_OFFSET, station } from '../guests/l1-layout.js'
 import { hostExtension, L1Run } from './l1-run.js'
 
 const extension = hostExtension()
@@ -64,6 +66,33 @@ it('a nested state can be set where it was taken', () => {
   run.vcpu.setNestedState(run.vcpu.getNestedState())
   expect(run.nestedState().guestMode).toBe(true)
   expect(run.runTo(station.exit).value).toBeGreaterThan(0)
+})
+
+it('a state of L2 can be inspected, and its memory found', () => {
+  using run = new L1Run({ ...options, nestedPaging: true })
+  run.runTo(station.l2)
+  const { state } = saveVcpu(run.vcpu, vcpuPlan(run.vcpu, run.kvm.msrIndices()))
+  const snapshot = {
+    ...{ directory: 'l1', id: 'l1', created: '2026-11-22T00:00:00Z', chain: ['l1'] },
+    state: { config: {}, devices: {}, vm: {}, vcpus: [{ id: 0, about: {}, state }] },
+    memory: { regions: [] },
+  } as unknown as Parameters<typeof walkL2>[0]
+  const { bytes } = run.ram
+  const memory = { read: (address: number, length: number) => bytes.subarray(address, address + length) }
+
+  const [vcpu] = inspectSnapshot(snapshot, memory).vcpus
+  const block = `${extension === 'svm' ? 'VMCB12' : 'VMCS12'} at 0x${CONTROL_BLOCK.toString(16)}`
+  expect(vcpu).toMatchObject({ doing: `in L2 (${extension}, ${block})`, l1: { pagingMode: '4-level' } })
+  const rip = Number(vcpu!.l2!.rip)
+  expect(rip - L2_ORIGIN).toBeGreaterThan(0)
+  expect(rip - L2_ORIGIN).toBeLessThan(L2_SIZE)
+
+  const walk = walkL2(snapshot, memory, BigInt(rip))
+  expect(walk).toMatchObject({ outcome: 'mapped', physical: BigInt(rip + NESTED_OFFSET), pageSize: 4096 })
+  expect(walk.steps).toHaveLength(4)
+  expect(Buffer.from(walk.content!)).toEqual(Buffer.from(bytes.subarray(rip + NESTED_OFFSET, rip + NESTED_OFFSET + 16)))
+  // Beyond what L1 gave L2.
+  expect(walkL2(snapshot, memory, 0x7000_0000n).outcome).toBe('not present')
 })
 
 it('a state that lies about its size is refused, and the vCPU goes on', () => {
