@@ -61,17 +61,14 @@ Napi::Value ThrowKvmError(Napi::Env env, const char* name, int error, const char
 }
 
 std::span<uint8_t> BytesOf(const Napi::Value& value, const char* what) {
-  if (value.IsTypedArray()) {
-    auto array = value.As<Napi::TypedArray>();
-    if (array.TypedArrayType() == napi_uint8_array) {
-      napi_value buffer = nullptr;
-      void* data = nullptr;
-      size_t length = 0;
-      bool plain = false;
-      napi_get_typedarray_info(value.Env(), value, nullptr, &length, &data, &buffer, nullptr);
-      napi_is_arraybuffer(value.Env(), buffer, &plain);
-      if (plain && data != nullptr) return {static_cast<uint8_t*>(data), length};
-    }
+  napi_typedarray_type type = napi_int8_array;
+  napi_value buffer = nullptr;
+  void* data = nullptr;
+  size_t length = 0;
+  bool plain = false;
+  if (napi_get_typedarray_info(value.Env(), value, &type, &length, &data, &buffer, nullptr) == napi_ok && type == napi_uint8_array) {
+    napi_is_arraybuffer(value.Env(), buffer, &plain);
+    if (plain && data != nullptr) return {static_cast<uint8_t*>(data), length};
   }
   Napi::TypeError::New(value.Env(), std::string(what) + ": takes a Uint8Array over an ArrayBuffer that is not shared")
       .ThrowAsJavaScriptException();

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <string>
 
 #include "env_data.h"
@@ -68,6 +69,7 @@ MemoryFile::MemoryFile(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Memory
       ThrowKvmError(env, "memfd_create", errno);
       return;
     }
+    own_ = true;
   }
   info.This().As<Napi::Object>().TypeTag(&kTypeTag);
 }
@@ -138,7 +140,21 @@ Napi::Value MemoryFile::Copy(const Napi::CallbackInfo& info, const char* name, T
 }
 
 Napi::Value MemoryFile::Read(const Napi::CallbackInfo& info) {
-  return Copy(info, "read of the memory file", ::pread);
+  constexpr const char* kName = "read of the memory file";
+  if (!own_ || !fd_) return Copy(info, kName, ::pread);
+  // A system call for each page costs more than its copy.
+  if (!view_) {
+    const size_t size = Size();
+    void* address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd_.get(), 0);
+    if (address == MAP_FAILED) return ThrowKvmError(info.Env(), kName, errno);
+    view_ = std::make_unique<Mapping>(address, size);
+  }
+  return Copy(info, kName, [this](int, void* to, size_t left, off_t offset) -> ssize_t {
+    const size_t at = std::min(static_cast<size_t>(offset), view_->size());
+    const size_t count = std::min(left, view_->size() - at);
+    std::memcpy(to, view_->address() + at, count);
+    return static_cast<ssize_t>(count);
+  });
 }
 
 Napi::Value MemoryFile::Write(const Napi::CallbackInfo& info) {
@@ -146,6 +162,7 @@ Napi::Value MemoryFile::Write(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value MemoryFile::Close(const Napi::CallbackInfo& info) {
+  view_.reset();
   fd_.Reset();
   return info.Env().Undefined();
 }

@@ -3,7 +3,9 @@
 #include <napi.h>
 
 #include <cstdint>
+#include <memory>
 
+#include "mapping.h"
 #include "unique_fd.h"
 
 namespace nested_kvm {
@@ -29,6 +31,10 @@ class MemoryFile : public Napi::ObjectWrap<MemoryFile> {
   Napi::Value Copy(const Napi::CallbackInfo& info, const char* name, Transfer transfer);
 
   UniqueFd fd_;
+  // Whether the file is ours alone, so that nobody can cut it short.
+  bool own_ = false;
+  // All of a file of our own, for reading: made with the first Read().
+  std::unique_ptr<Mapping> view_;
 };
 
 }  // namespace nested_kvm

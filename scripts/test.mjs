@@ -18,7 +18,7 @@ const vitest = join(root, 'node_modules/vitest/vitest.mjs')
 const cli = join(root, 'dist/cli/main.js')
 
 /** Seconds of this machine after which an emulated host is ended, whatever hangs in it: times inside are its own. */
-const labTimeout = '1400'
+const labTimeout = '1500'
 
 /**
  * What a lab test takes in the emulated host with vmx, in its seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. That is

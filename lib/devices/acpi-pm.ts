@@ -14,6 +14,9 @@ const SLP_EN = 1 << 13
 /** The power management timer counts at 3.579545 MHz (ACPI 6.5, section 4.8.3.3). */
 const TIMER_HZ = 3_579_545n
 
+/** What the saved registers are at most. */
+const SAVED_LIMITS = { enable: 0xffff, sleepType: 7, timer: 0xffff_ffff }
+
 export interface AcpiPmOptions {
   /** The guest asked for a sleep state: SLP_TYP as the DSDT's `_Sx` object names it. */
   readonly sleep: (type: number) => void
@@ -74,7 +77,7 @@ export class AcpiPm implements StatefulDevice {
 
   /** The timer goes on from where it was. */
   loadState(state: Json): void {
-    const { enable, sleepType, timer } = savedIntegers(state, { enable: 0xffff, sleepType: 7, timer: 0xffff_ffff })
+    const { enable, sleepType, timer } = savedIntegers(state, SAVED_LIMITS)
     this.#enable = enable
     this.#sleepType = sleepType
     this.#timerOffset = (BigInt(timer) * 1_000_000_000n + TIMER_HZ - 1n) / TIMER_HZ - this.#now()

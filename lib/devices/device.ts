@@ -30,8 +30,12 @@ export function eachByte(offset: number, data: Uint8Array, access: (register: nu
   for (let i = 0; i < data.length; i++) data[i] = access(offset + i, data[i]!)
 }
 
+/** Frozen parts of saved states, with the limits that they were found to keep: what cannot change is checked once. */
+const checked = new WeakMap<object, unknown>()
+
 /** The named members of a saved state: integers from 0 up to `limits[name]`. Throws `TypeError` for anything else. */
 export function savedIntegers<K extends string>(state: Json, limits: Readonly<Record<K, number>>): Record<K, number> {
+  if (isObject(state) && checked.get(state) === limits) return state as Record<K, number>
   const result = {} as Record<K, number>
   for (const name of Object.keys(limits) as K[]) {
     const value = isObject(state) ? state[name] : undefined
@@ -40,17 +44,20 @@ export function savedIntegers<K extends string>(state: Json, limits: Readonly<Re
     }
     result[name] = value
   }
+  if (Object.isFrozen(state)) checked.set(state as object, limits)
   return result
 }
 
 /** A named list of bytes of a saved state, at most `max` long. Throws `TypeError` for anything else. */
-export function savedBytes(state: Json, name: string, max: number): number[] {
+export function savedBytes(state: Json, name: string, max: number): readonly number[] {
   const value = isObject(state) ? state[name] : undefined
+  if (Array.isArray(value) && checked.get(value) === max) return value
   const isByte = (byte: unknown) => Number.isInteger(byte) && (byte as number) >= 0 && (byte as number) <= 0xff
   if (!Array.isArray(value) || value.length > max || !value.every(isByte)) {
     throw new TypeError(`saved device state: ${name} must be a list of at most ${max} bytes`)
   }
-  return [...(value as number[])]
+  if (Object.isFrozen(value)) checked.set(value, max)
+  return value as number[]
 }
 
 function isObject(state: Json): state is { readonly [key: string]: Json } {

@@ -28,6 +28,9 @@ const PM = 0x80
 const RAM_SIZE = 128
 const INDEX_MASK = 0x7f
 
+/** What the saved registers are at most. */
+const SAVED_LIMITS = { index: INDEX_MASK, registerB: B_MASK }
+
 /**
  * The PC's real-time clock and CMOS RAM (index at 0x70, data at 0x71), in UTC, without interrupts.
  *
@@ -68,7 +71,7 @@ export class Rtc implements StatefulDevice {
   }
 
   loadState(state: Json): void {
-    const { index, registerB } = savedIntegers(state, { index: INDEX_MASK, registerB: B_MASK })
+    const { index, registerB } = savedIntegers(state, SAVED_LIMITS)
     const ram = savedBytes(state, 'ram', RAM_SIZE)
     const { offset } = state as { readonly offset?: Json }
     if (typeof offset !== 'number' || !Number.isSafeInteger(offset)) {
@@ -76,7 +79,7 @@ export class Rtc implements StatefulDevice {
     }
     this.#index = index
     this.#registerB = registerB & B_MASK
-    this.#ram = new Uint8Array(RAM_SIZE)
+    this.#ram.fill(0, ram.length)
     this.#ram.set(ram)
     this.#offset = offset
   }

@@ -54,6 +54,12 @@ const FIFO_SIZE = 16
 const INPUT_HIGH_WATER = 0x1_0000
 const OUTPUT_BUFFER_SIZE = 0x1000
 
+/** What the saved registers are at most. */
+const SAVED_LIMITS = {
+  ...{ ier: 0xf, fcr: 0xff, lcr: 0xff, mcr: 0x1f, scr: 0xff, divisor: 0xffff, overrun: 1, msrDelta: 0xf },
+  thrEmptyPending: 1,
+}
+
 export interface Uart16550Options {
   /** Its interrupt line: IRQ 4 for COM1. */
   readonly interrupt: InterruptLine
@@ -152,8 +158,7 @@ export class Uart16550 implements StatefulDevice {
   }
 
   loadState(state: Json): void {
-    const limits = { ier: 0xf, fcr: 0xff, lcr: 0xff, mcr: 0x1f, scr: 0xff, divisor: 0xffff, overrun: 1, msrDelta: 0xf }
-    const saved = savedIntegers(state, { ...limits, thrEmptyPending: 1 })
+    const saved = savedIntegers(state, SAVED_LIMITS)
     const fifo = savedBytes(state, 'fifo', FIFO_SIZE)
     const waiting = savedBytes(state, 'waiting', Number.MAX_SAFE_INTEGER)
     this.#ier = saved.ier
@@ -165,9 +170,9 @@ export class Uart16550 implements StatefulDevice {
     this.#overrun = saved.overrun === 1
     this.#msrDelta = saved.msrDelta
     this.#thrEmptyPending = saved.thrEmptyPending === 1
-    this.#fifo = fifo
+    this.#fifo = [...fifo]
     this.#waiting.clear()
-    this.#waiting.push(Uint8Array.from(waiting))
+    if (waiting.length > 0) this.#waiting.push(Uint8Array.from(waiting))
     this.#updateInterrupt()
   }
 

@@ -7,7 +7,7 @@ export interface ByteRange {
 const PAGE_SIZE = 4096
 
 /** Most of a set is mostly empty: so many words are compared at once first. */
-const BLOCK = 256
+const BLOCK = 1024
 const EMPTY = Buffer.alloc(BLOCK * 4)
 
 /** A set of a region's pages: a bit for each, as KVM's dirty log lays them out (KVM API 4.8). */
@@ -41,8 +41,10 @@ export class PageSet {
   addAll(other: PageSet): void {
     const words = this.#words
     const more = other.#words
-    for (let i = other.#skip(0); i < more.length; i = other.#skip(i + 1)) {
-      if (more[i] !== 0) words[i]! |= more[i]!
+    for (let block = 0; block < more.length; block += BLOCK) {
+      if (other.#isEmpty(block)) continue
+      const end = Math.min(block + BLOCK, more.length)
+      for (let word = block; word < end; word++) if (more[word] !== 0) words[word]! |= more[word]!
     }
   }
 
@@ -53,20 +55,22 @@ export class PageSet {
   /** The pages as ranges of bytes, ascending, neighbours joined. */
   ranges(): ByteRange[] {
     const ranges: ByteRange[] = []
+    const words = this.#words
     const pages = this.size / PAGE_SIZE
     let start = -1
-    for (let word = this.#skip(0); word < this.#words.length; word = start < 0 ? this.#skip(word + 1) : word + 1) {
-      const bits = this.#words[word]!
-      // Nothing begins or ends in a word that is all zeros, or all ones within a range.
-      if (bits === 0 && start < 0) continue
-      if (bits === 0xffffffff && start >= 0) continue
-      for (let bit = 0; bit < 32; bit++) {
-        const page = word * 32 + bit
-        const set = ((bits >>> bit) & 1) === 1 && page < pages
-        if (set && start < 0) start = page
-        if (!set && start >= 0) {
-          ranges.push(bytesOf(start, page))
-          start = -1
+    for (let block = 0; block < words.length; block += BLOCK) {
+      if (start < 0 && this.#isEmpty(block)) continue
+      const end = Math.min(block + BLOCK, words.length)
+      for (let word = block; word < end; word++) {
+        const bits = words[word]!
+        // Nothing begins or ends in a word that is all zeros, or all ones within a range.
+        if (bits === (start < 0 ? 0 : 0xffffffff)) continue
+        for (let bit = 0; bit < 32; bit++) {
+          const page = word * 32 + bit
+          const set = ((bits >>> bit) & 1) === 1 && page < pages
+          if (set === start >= 0) continue
+          if (!set) ranges.push(bytesOf(start, page))
+          start = set ? page : -1
         }
       }
     }
@@ -74,14 +78,8 @@ export class PageSet {
     return ranges
   }
 
-  /** `word`, or where it begins an empty block, what comes after that. */
-  #skip(word: number): number {
-    while (word % BLOCK === 0) {
-      const block = this.bytes.subarray(word * 4, (word + BLOCK) * 4)
-      if (Buffer.compare(block, EMPTY) !== 0) break
-      word += BLOCK
-    }
-    return word
+  #isEmpty(block: number): boolean {
+    return Buffer.compare(this.bytes.subarray(block * 4, (block + BLOCK) * 4), EMPTY) === 0
   }
 }
 

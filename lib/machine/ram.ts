@@ -46,14 +46,13 @@ export class MachineRam {
 
   /** Makes the memory `images` again. To the last image, what is copied is what was written since. */
   rollback(images: RamImage): void {
-    this.#sweep()
+    this.#sweepForImage()
     for (const [i, { region, sinceImage, sinceSnapshot }] of this.#tracked.entries()) {
       const image = images[i]!
-      const written = sinceImage.ranges()
-      // What goes back is written, too, from the point of view of the snapshot.
-      for (const { offset, length } of written) sinceSnapshot.add(offset, length)
+      // What was written, and what now goes back: written, too, from the point of view of the snapshot.
+      sinceSnapshot.addAll(sinceImage)
       for (const { offset, length } of region.image?.differences(image) ?? []) sinceSnapshot.add(offset, length)
-      region.rollback(image, written)
+      region.rollback(image, sinceImage.ranges())
       sinceImage.clear()
     }
   }
@@ -91,5 +90,10 @@ export class MachineRam {
       sinceImage.addAll(written)
       sinceSnapshot.addAll(written)
     }
+  }
+
+  /** The same for one who adds `sinceImage` to `sinceSnapshot` next. */
+  #sweepForImage(): void {
+    for (const { region, sinceImage } of this.#tracked) if (region.logsDirty) sinceImage.addAll(region.takeWritten())
   }
 }

@@ -29,8 +29,15 @@ function planOf(vcpu: Vcpu, { msrIndices }: Parts): VcpuPlan {
 export function takeMoment(parts: Parts): Moment {
   const { vm, vcpus, stateful } = parts
   const states = vcpus.map(vcpu => saveVcpu(vcpu, planOf(vcpu, parts)))
-  const devices = Object.fromEntries(Object.entries(stateful).map(([name, device]) => [name, device.saveState()]))
+  const devices = Object.fromEntries(
+    Object.entries(stateful).map(([name, device]) => [name, freeze(device.saveState())]),
+  )
   return { vm: saveVm(vm), vcpus: states, devices }
+}
+
+function freeze(state: Json): Json {
+  if (typeof state === 'object' && state !== null) for (const part of Object.values(Object.freeze(state))) freeze(part)
+  return state
 }
 
 export interface ApplyOptions {

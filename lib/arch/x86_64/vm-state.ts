@@ -22,6 +22,7 @@ const IRQCHIPS = {
   'KVM_GET_IRQCHIP/PIC_SLAVE': KVM_IRQCHIP_PIC_SLAVE,
   'KVM_GET_IRQCHIP/IOAPIC': KVM_IRQCHIP_IOAPIC,
 } as const
+const IRQCHIP_NAMES = Object.keys(IRQCHIPS)
 
 const [CLOCK, FLAGS, HOST_TSC] = [
   kvm_clock_data.offsetOf('clock'),
@@ -73,7 +74,7 @@ export function restoreVm(vm: Vm, state: Blobs, { rollback = false }: RestoreVmO
     vm.enableCap(number, ...args)
   }
   if (state.KVM_SET_GSI_ROUTING) vm.setGsiRouting(kvm_irq_routing.decode(state.KVM_SET_GSI_ROUTING).entries)
-  for (const name of Object.keys(IRQCHIPS)) {
+  for (const name of IRQCHIP_NAMES) {
     const chip = state[name]
     if (chip) vm.native.setIrqchip(chip)
   }
