@@ -1,10 +1,10 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { expect, it, onTestFinished, vi } from 'vitest'
 import { Machine } from '../../lib/machine/machine.js'
 import { elfKernel } from '../guests/elf.js'
@@ -299,6 +299,41 @@ it('Ctrl-C in the client of a save cancels it', async () => {
   expect(await client.ended()).toBe(130)
   expect(asked.at(-1)).toBe('cancel')
   expect(JSON.parse(client.text())).toEqual({ ok: false, reason: 'interrupted by SIGINT' })
+})
+
+/** Whether the process has a file of this name open. */
+function hasOpen({ child }: Running, name: string): boolean {
+  const directory = `/proc/${child.pid}/fd`
+  return readdirSync(directory).some(fd => {
+    try {
+      return basename(readlinkSync(join(directory, fd))) === name
+    } catch {
+      // Closed just now.
+      return false
+    }
+  })
+}
+
+it('Ctrl-C ends the check and the squash of a large snapshot, and leaves nothing behind', async () => {
+  const directory = await scratch()
+  const kernel = join(directory, 'kernel')
+  await using machine = await Machine.create({ kernel, memory: '1G', cpu: 'host,-vmx,-svm' })
+  for (const part of machine.memory.parts(64 << 20, 700 << 20)) part.fill(0x5a)
+  await machine.snapshot(join(directory, 'snap'))
+  const before = readdirSync(directory)
+  const [snap, squashed] = [join(directory, 'snap'), join(directory, 'squashed')]
+  for (const args of [
+    ['snapshot', 'verify', snap],
+    ['snapshot', 'squash', snap, squashed],
+    ['restore', snap, '--verify'],
+  ]) {
+    const running = start([...args, '--json'])
+    await until(() => hasOpen(running, 'memory'))
+    running.child.kill('SIGINT')
+    expect([args, await running.ended()]).toEqual([args, 130])
+    expect(JSON.parse(running.text())).toEqual({ ok: false, reason: 'interrupted by SIGINT' })
+    expect(readdirSync(directory)).toEqual(before)
+  }
 })
 
 /** A terminal of its own for the command: `script` (bsdutils), which every Debian has. */
