@@ -1,0 +1,162 @@
+import { GuestAddressError, type GuestMemory } from '../../memory/guest-memory.js'
+import { type Chain, readChain } from './chain.js'
+import { QueueError } from './queue-error.js'
+
+/** Where a queue lies, as the driver told the transport (virtio 1.2, 2.7). Addresses are guest-physical. */
+export interface QueueLayout {
+  /** Entries: a power of two up to 32768. */
+  readonly size: number
+  /** The descriptor table: 16 bytes an entry, aligned to 16. */
+  readonly descriptors: number
+  /** The driver area, or available ring: aligned to 2. */
+  readonly driver: number
+  /** The device area, or used ring: aligned to 4. */
+  readonly device: number
+}
+
+/** What was negotiated that changes how a queue works. */
+export interface QueueFeatures {
+  /** VIRTIO_F_EVENT_IDX: each side tells the other from which index on it wants to be notified (2.7.7, 2.7.10). */
+  readonly eventIndex: boolean
+  /** VIRTIO_F_INDIRECT_DESC: a descriptor may stand for a table of descriptors (2.7.5.3). */
+  readonly indirect: boolean
+}
+
+/** How far a queue has come. */
+export interface QueueState {
+  /** The next entry of the available ring to take, modulo 2^16. */
+  readonly nextAvailable: number
+  /** The next entry of the used ring to fill, modulo 2^16. */
+  readonly nextUsed: number
+}
+
+export const QUEUE_SIZE_MAX = 32768
+
+const AVAIL_F_NO_INTERRUPT = 1
+const USED_F_NO_NOTIFY = 1
+const USED_ENTRY = 8
+
+/**
+ * The device's side of a split virtqueue (virtio 1.2, 2.7). What lies in its memory is the guest's, and may change at any time: each
+ * value is read once, and checked before it is used.
+ *
+ * The rings' indices are read and written by `Atomics`: other processors look at them, and between a store of one index and a load
+ * of another a fence is needed (2.7.7.1, 2.7.10.1).
+ */
+export class Queue {
+  readonly size: number
+  readonly #memory: GuestMemory
+  readonly #layout: QueueLayout
+  readonly #features: QueueFeatures
+  readonly #descriptors: DataView
+  /** flags, idx, ring, used_event */
+  readonly #available: Uint16Array
+  /** flags, idx, and two words an entry that `#usedEntries` has; at the end avail_event. */
+  readonly #used: Uint16Array
+  readonly #usedEntries: Uint32Array
+  #nextAvailable = 0
+  #nextUsed = 0
+  /** `#nextUsed` when the driver was last told, or decided not to be. */
+  #toldUsed = 0
+
+  /** @throws {QueueError} it does not lie in memory as it must */
+  constructor(memory: GuestMemory, layout: QueueLayout, features: QueueFeatures) {
+    const { size, descriptors, driver, device } = layout
+    if (!Number.isInteger(size) || size < 1 || size > QUEUE_SIZE_MAX || (size & (size - 1)) !== 0) {
+      throw new QueueError(`a queue of ${size} entries`)
+    }
+    this.size = size
+    this.#memory = memory
+    this.#layout = layout
+    this.#features = features
+    const table = area(memory, 'descriptor table', descriptors, 16 * size, 16)
+    this.#descriptors = new DataView(table.buffer, table.byteOffset, table.length)
+    // With or without the event index its word is there (2.7.6, 2.7.8).
+    const available = area(memory, 'driver area', driver, 6 + 2 * size, 2)
+    this.#available = new Uint16Array(available.buffer, available.byteOffset, 3 + size)
+    const used = area(memory, 'device area', device, 6 + USED_ENTRY * size, 4)
+    this.#used = new Uint16Array(used.buffer, used.byteOffset, 3 + (USED_ENTRY / 2) * size)
+    this.#usedEntries = new Uint32Array(used.buffer, used.byteOffset + 4, (USED_ENTRY / 4) * size)
+  }
+
+  /**
+   * Takes the next chain that the driver made available; undefined where there is none.
+   * @throws {QueueError} the driver broke the rules: the device needs a reset
+   */
+  take(): Chain | undefined {
+    const waiting = this.#waiting()
+    if (waiting === 0) return undefined
+    const head = this.#available[2 + (this.#nextAvailable & (this.size - 1))]!
+    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
+    return readChain(this.#memory, this.#descriptors, head, this.#features.indirect)
+  }
+
+  /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8). */
+  give(chain: Chain, written: number): void {
+    const entry = this.#nextUsed & (this.size - 1)
+    this.#usedEntries[2 * entry] = chain.head
+    this.#usedEntries[2 * entry + 1] = written
+    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
+    // The entry is there before the index says so.
+    Atomics.store(this.#used, 1, this.#nextUsed)
+    this.#memory.markWritten(this.#layout.device + 4 + USED_ENTRY * entry, USED_ENTRY)
+    this.#memory.markWritten(this.#layout.device, 4)
+  }
+
+  /** Whether the driver wants an interrupt for what was given since this was last asked (2.7.7.2, 2.7.10). */
+  wantsInterrupt(): boolean {
+    const [told, now] = [this.#toldUsed, this.#nextUsed]
+    if (told === now) return false
+    this.#toldUsed = now
+    if (!this.#features.eventIndex) return (Atomics.load(this.#available, 0) & AVAIL_F_NO_INTERRUPT) === 0
+    const event = Atomics.load(this.#available, 2 + this.size)
+    return ((now - event - 1) & 0xffff) < ((now - told) & 0xffff)
+  }
+
+  /** Tells the driver that it need not notify: the queue is being worked on (2.7.10). */
+  hushDriver(): void {
+    // With the event index, one that stands behind does that.
+    if (!this.#features.eventIndex) this.#tell(0, USED_F_NO_NOTIFY)
+  }
+
+  /** Asks the driver to notify of what it makes available from now on. True where something is there already. */
+  askDriver(): boolean {
+    if (this.#features.eventIndex) this.#tell(2 + (USED_ENTRY / 2) * this.size, this.#nextAvailable)
+    else this.#tell(0, 0)
+    return this.#waiting() > 0
+  }
+
+  get state(): QueueState {
+    return { nextAvailable: this.#nextAvailable, nextUsed: this.#nextUsed }
+  }
+
+  /** Goes on from a saved state. The driver may get an interrupt too many, but none too few. */
+  set state({ nextAvailable, nextUsed }: QueueState) {
+    this.#nextAvailable = nextAvailable & 0xffff
+    this.#nextUsed = nextUsed & 0xffff
+    this.#toldUsed = this.#nextUsed
+  }
+
+  #waiting(): number {
+    const waiting = (Atomics.load(this.#available, 1) - this.#nextAvailable) & 0xffff
+    if (waiting > this.size) throw new QueueError(`${waiting} chains available in a queue of ${this.size}`)
+    return waiting
+  }
+
+  /** Writes a word of the device area. */
+  #tell(word: number, value: number): void {
+    if (this.#used[word] !== value) this.#memory.markWritten(this.#layout.device + 2 * word, 2)
+    // Also where it stands already, for the fence.
+    Atomics.store(this.#used, word, value)
+  }
+}
+
+function area(memory: GuestMemory, name: string, address: number, length: number, alignment: number): Uint8Array {
+  if (address % alignment !== 0) throw new QueueError(`the ${name} at 0x${address.toString(16)} is not aligned`)
+  try {
+    return memory.view(address, length)
+  } catch (error) {
+    if (error instanceof GuestAddressError) throw new QueueError(`the ${name}: ${error.message}`)
+    throw error
+  }
+}

@@ -1,0 +1,204 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { Queue, type QueueFeatures } from '../../../../lib/devices/virtio/queue.js'
+import { QueueError } from '../../../../lib/devices/virtio/queue-error.js'
+import { GuestMemory } from '../../../../lib/memory/guest-memory.js'
+import { Driver, INDIRECT, LAYOUT, MEMORY, NEXT, WRITE } from './driver.js'
+
+const plain = { eventIndex: false, indirect: false }
+const all = { eventIndex: true, indirect: true }
+
+const emptyMemory = () => new GuestMemory([{ guestAddress: 0, size: MEMORY, chunks: [new Uint8Array(MEMORY)] }])
+
+function setUp(features: QueueFeatures = all, size = LAYOUT.size, memory = emptyMemory()) {
+  const driver = new Driver(memory, { ...LAYOUT, size }, features)
+  return { memory, driver, queue: new Queue(memory, { ...LAYOUT, size }, features) }
+}
+
+describe('a chain', () => {
+  it('has its readable and its writable buffers, in order, and is given back by its head', () => {
+    const { driver, queue, memory } = setUp()
+    memory.write(0x8000, Buffer.from('read me'))
+    driver.describe(5, 0x8000, 4, NEXT, 2)
+    driver.describe(2, 0x8004, 3, NEXT, 7)
+    driver.describe(7, 0x9000, 512, WRITE)
+    driver.offer(5)
+    const chain = queue.take()!
+    expect(chain).toMatchObject({ head: 5, readableLength: 7, writableLength: 512 })
+    expect(Buffer.concat(chain.readable.map(({ bytes }) => bytes)).toString()).toBe('read me')
+    expect(chain.writable).toEqual([{ address: 0x9000, bytes: new Uint8Array(512) }])
+    chain.writable[0]!.bytes.fill(7)
+    expect(memory.view(0x9000, 512).every(byte => byte === 7)).toBe(true)
+    expect(queue.take()).toBeUndefined()
+    expect(driver.collect()).toEqual([])
+    queue.give(chain, 512)
+    expect(driver.collect()).toEqual([{ id: 5, length: 512 }])
+  })
+
+  it('may end with an indirect table', () => {
+    const { driver, queue } = setUp()
+    driver.describe(0, 0x8000, 16, NEXT, 1)
+    driver.describe(1, 0xa000, 32, INDIRECT)
+    driver.table(0xa000, [
+      [0x9000, 8, NEXT, 1],
+      [0x9100, 8, WRITE, 0],
+    ])
+    driver.offer(0)
+    expect(queue.take()).toMatchObject({ head: 0, readableLength: 24, writableLength: 8 })
+  })
+
+  it('across two views of memory is in parts', () => {
+    const chunks = [new Uint8Array(0x8000), new Uint8Array(0x8000)]
+    const memory = new GuestMemory([{ guestAddress: 0, size: 0x10000, chunks }])
+    const driver = new Driver(memory, LAYOUT, all)
+    const queue = new Queue(memory, LAYOUT, all)
+    driver.describe(0, 0x7ff0, 0x20, WRITE)
+    driver.offer(0)
+    const { writable } = queue.take()!
+    expect(writable.map(({ address, bytes }) => [address, bytes.length])).toEqual([
+      [0x7ff0, 0x10],
+      [0x8000, 0x10],
+    ])
+  })
+
+  const broken: [string, QueueFeatures, (driver: Driver) => void][] = [
+    ['is a loop', plain, d => d.describe(0, 0x8000, 1, NEXT, 0)],
+    ['is a longer loop', plain, d => [0, 1, 2].forEach(i => void d.describe(i, 0x8000, 1, NEXT, (i + 1) % 3))],
+    ['goes on beyond the table', plain, d => d.describe(0, 0x8000, 1, NEXT, LAYOUT.size)],
+    ['lies outside memory', plain, d => d.describe(0, MEMORY - 1, 2, 0)],
+    ['lies beyond all addresses', plain, d => d.describe(0, 2 ** 53, 1, 0)],
+    ['has an empty buffer', plain, d => d.describe(0, 0x8000, 0, 0)],
+    [
+      'has a readable buffer behind a writable one',
+      plain,
+      d => {
+        d.describe(0, 0x8000, 1, NEXT | WRITE, 1)
+        d.describe(1, 0x8000, 1, 0)
+      },
+    ],
+    ['is indirect without leave', plain, d => d.describe(0, 0xa000, 16, INDIRECT)],
+    ['is indirect and goes on', all, d => d.describe(0, 0xa000, 16, INDIRECT | NEXT, 1)],
+    ['has an indirect table of a wrong length', all, d => d.describe(0, 0xa000, 17, INDIRECT)],
+    ['has an empty indirect table', all, d => d.describe(0, 0xa000, 0, INDIRECT)],
+    ['has an indirect table outside memory', all, d => d.describe(0, MEMORY, 16, INDIRECT)],
+    [
+      'is indirect twice',
+      all,
+      d => {
+        d.describe(0, 0xa000, 16, INDIRECT)
+        d.table(0xa000, [[0xa000, 16, INDIRECT, 0]])
+      },
+    ],
+    [
+      'is a loop in an indirect table',
+      all,
+      d => {
+        d.describe(0, 0xa000, 16, INDIRECT)
+        d.table(0xa000, [[0x8000, 1, NEXT, 0]])
+      },
+    ],
+  ]
+  it.each(broken)('that %s is refused', (_, features, breakIt) => {
+    const { driver, queue } = setUp(features)
+    breakIt(driver)
+    driver.offer(0)
+    expect(() => queue.take()).toThrow(QueueError)
+  })
+
+  it('with a head outside the table, or more chains than fit, is refused', () => {
+    const one = setUp()
+    one.driver.offer(LAYOUT.size)
+    expect(() => one.queue.take()).toThrow(/descriptor 16 of a table of 16/)
+    const two = setUp()
+    two.driver.setAvailable(LAYOUT.size + 1)
+    expect(() => two.queue.take()).toThrow(/17 chains available in a queue of 16/)
+  })
+})
+
+it.each([
+  ['a size that is no power of two', { ...LAYOUT, size: 12 }],
+  ['a size of 0', { ...LAYOUT, size: 0 }],
+  ['a table that is not aligned', { ...LAYOUT, descriptors: 8 }],
+  ['a driver area that is not aligned', { ...LAYOUT, driver: 0x1001 }],
+  ['a device area that is not aligned', { ...LAYOUT, device: 0x2002 }],
+  ['a device area outside memory', { ...LAYOUT, device: MEMORY - 4 }],
+])('%s is refused', (_, layout) => {
+  const { memory } = setUp()
+  expect(() => new Queue(memory, layout, all)).toThrow(QueueError)
+})
+
+describe('notifications', () => {
+  it('by flags', () => {
+    const { driver, queue } = setUp(plain)
+    driver.describe(0, 0x8000, 1, 0)
+    driver.offer(0)
+    queue.hushDriver()
+    expect(driver.notifies()).toBe(false)
+    queue.give(queue.take()!, 0)
+    expect(queue.wantsInterrupt()).toBe(true)
+    expect(queue.wantsInterrupt()).toBe(false)
+    expect(queue.askDriver()).toBe(false)
+    expect(driver.notifies()).toBe(true)
+    driver.offer(0)
+    // What came meanwhile is not lost.
+    expect(queue.askDriver()).toBe(true)
+    driver.noInterrupt(true)
+    queue.give(queue.take()!, 0)
+    expect(queue.wantsInterrupt()).toBe(false)
+  })
+
+  it('by index, also where the indices wrap', () => {
+    fc.assert(
+      fc.property(
+        fc.nat(0xffff),
+        fc.array(fc.record({ offered: fc.nat(LAYOUT.size), wait: fc.nat(2 * LAYOUT.size) }), { maxLength: 40 }),
+        (from, rounds) => {
+          const { driver, queue } = setUp(all)
+          driver.describe(0, 0x8000, 1, 0)
+          queue.state = { nextAvailable: from, nextUsed: from }
+          driver.start(from)
+          for (const { offered, wait } of rounds) {
+            // The driver wants to know once so many more are used.
+            const wantedAt = driver.wantInterruptAfter(wait)
+            const before = driver.usedCount
+            for (let i = 0; i < offered; i++) driver.offer(0)
+            for (let chain = queue.take(); chain; chain = queue.take()) queue.give(chain, 0)
+            const after = before + offered
+            expect(queue.wantsInterrupt()).toBe(before < wantedAt && wantedAt <= after)
+            expect(driver.collect()).toHaveLength(offered)
+            expect(queue.askDriver()).toBe(false)
+            expect(driver.notifies()).toBe(true)
+          }
+          const moved = (from + driver.usedCount) & 0xffff
+          expect(queue.state).toEqual({ nextAvailable: moved, nextUsed: moved })
+        },
+      ),
+    )
+  })
+})
+
+it('whatever lies in its memory, gives chains in memory or an error of the driver', { timeout: 120_000 }, () => {
+  const seen = { chains: 0, errors: 0 }
+  const memory = emptyMemory()
+  for (let seed = 1; seed <= 100_000; seed++) {
+    const { driver, queue } = setUp({ eventIndex: (seed & 1) !== 0, indirect: (seed & 2) !== 0 }, LAYOUT.size, memory)
+    driver.scramble(seed)
+    try {
+      for (let chain = queue.take(), i = 0; chain && i < 4; chain = queue.take(), i++) {
+        seen.chains++
+        for (const { address, bytes } of [...chain.readable, ...chain.writable]) {
+          if (!memory.contains(address, bytes.length)) expect.fail(`seed ${seed}: a buffer at ${address}`)
+        }
+        queue.give(chain, 0)
+        queue.wantsInterrupt()
+        queue.askDriver()
+      }
+    } catch (error) {
+      seen.errors++
+      if (!(error instanceof QueueError)) throw new Error(`seed ${seed}`, { cause: error })
+    }
+  }
+  // Both happen often.
+  expect(seen.chains).toBeGreaterThan(10_000)
+  expect(seen.errors).toBeGreaterThan(10_000)
+})
