@@ -142,7 +142,8 @@ Napi::Value MemoryFile::Copy(const Napi::CallbackInfo& info, const char* name, T
 Napi::Value MemoryFile::Read(const Napi::CallbackInfo& info) {
   constexpr const char* kName = "read of the memory file";
   if (!own_ || !fd_) return Copy(info, kName, ::pread);
-  // A system call for each page costs more than its copy.
+  // A system call for each page costs more than its copy. Holes that this would fill are filled: the write that is undone faulted
+  // the file's page in.
   if (!view_) {
     const size_t size = Size();
     void* address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd_.get(), 0);

@@ -324,7 +324,8 @@ export class Vcpu {
 
   /**
    * KVM_SET_NESTED_STATE (KVM API 4.115, KVM_CAP_NESTED_STATE): what `getNestedState` gave. EFER.SVME or CR4.VMXE must
-   * be set before (`setSregs2`). It is checked first, for KVM would say no more than EINVAL; a refused one changes nothing.
+   * be set before (`setSregs2`). It is checked first, for KVM would say no more than EINVAL; what
+   * that refuses changes nothing, what KVM itself refuses may have taken the vCPU out of L2.
    * @throws {NestedStateError} it breaks a rule of KVM's; the message names the rule and the field
    * @throws {KvmError} this host has no nested state (EOPNOTSUPP), or refuses it for a reason of its own (EINVAL)
    */

@@ -62,8 +62,8 @@ type Guest = Pick<Assets, 'guestKernel' | 'busybox'>
 
 /**
  * Writes the image of an L1 that is a host of its own: busybox, the hypervisor's modules, Node, this package, and the kernel and the
- * image of an L2. L1 runs `nested-kvm` with `command` as its arguments, in the shell's syntax, by default to run L2, and powers off; L2 counts on its
- * console up to `LAST_COUNT` and powers off.
+ * image of an L2. L1 runs `nested-kvm` with `command` as its arguments, in the shell's syntax, by default to run L2, and powers
+ * off; L2 counts on its console up to `LAST_COUNT` and powers off.
  */
 export async function writeTowerImage(path: string, assets: Guest, command: readonly string[] = RUN_L2): Promise<void> {
   const tree = await ModuleTree.open(assets.guestKernel.modulesDir)

@@ -176,7 +176,7 @@ vm_exit:
   ${setControl(VMCS.processorControls, 'and', ~INTERRUPT_WINDOW_EXITING)}
   mov eax, ${INJECT_L2_VECTOR}
   mov [${variable.inject}], rax`,
-  // Without the timer its value must not be saved either (Intel SDM vol. 3, 26.2.1.2).
+  // Without the timer its value must not be saved either (Intel SDM vol. 3, 27.2.1.2).
   disarm: () =>
     setControl(VMCS.pinControls, 'and', ~PREEMPTION_TIMER) +
     setControl(VMCS.exitControls, 'and', ~SAVE_PREEMPTION_TIMER),

@@ -23,8 +23,8 @@ export function setWithDeadline(vcpu: Vcpu, nested: Uint8Array, set: (nested: Ui
     return
   }
   const now = () => vcpu.getMsrs([MSR.IA32_TIME_STAMP_COUNTER])[0]!.value >> RATE
-  // A millisecond is time enough, unless this thread is held up between here and the ioctl.
-  for (let margin = BigInt(vcpu.getTscKhz()) >> RATE; ; margin *= 2n) {
+  // A millisecond is time enough, unless this thread is held up between here and the ioctl. Never 0, however slow a TSC was saved.
+  for (let margin = (BigInt(vcpu.getTscKhz()) >> RATE) + 1n; ; margin *= 2n) {
     let deadline = now() + margin
     if (deadline < saved) deadline = saved
     const bytes = nested.slice()

@@ -83,7 +83,7 @@ export class Queue {
    * Takes the next chain that the driver made available; undefined where there is none.
    * @throws {QueueError} the driver broke the rules: the device needs a reset
    */
-  take(): Chain | undefined {
+  pop(): Chain | undefined {
     const waiting = this.#waiting()
     if (waiting === 0) return undefined
     const head = this.#available[2 + (this.#nextAvailable & (this.size - 1))]!
@@ -92,7 +92,7 @@ export class Queue {
   }
 
   /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8). */
-  give(chain: Chain, written: number): void {
+  push(chain: Chain, written: number): void {
     const entry = this.#nextUsed & (this.size - 1)
     this.#usedEntries[2 * entry] = chain.head
     this.#usedEntries[2 * entry + 1] = written
@@ -104,7 +104,7 @@ export class Queue {
   }
 
   /** Whether the driver wants an interrupt for what was given since this was last asked (2.7.7.2, 2.7.10). */
-  wantsInterrupt(): boolean {
+  needsInterrupt(): boolean {
     const [told, now] = [this.#toldUsed, this.#nextUsed]
     if (told === now) return false
     this.#toldUsed = now
@@ -114,13 +114,13 @@ export class Queue {
   }
 
   /** Tells the driver that it need not notify: the queue is being worked on (2.7.10). */
-  hushDriver(): void {
+  disableNotifications(): void {
     // With the event index, one that stands behind does that.
     if (!this.#features.eventIndex) this.#tell(0, USED_F_NO_NOTIFY)
   }
 
   /** Asks the driver to notify of what it makes available from now on. True where something is there already. */
-  askDriver(): boolean {
+  enableNotifications(): boolean {
     if (this.#features.eventIndex) this.#tell(2 + (USED_ENTRY / 2) * this.size, this.#nextAvailable)
     else this.#tell(0, 0)
     return this.#waiting() > 0

@@ -23,15 +23,15 @@ describe('a chain', () => {
     driver.describe(2, 0x8004, 3, NEXT, 7)
     driver.describe(7, 0x9000, 512, WRITE)
     driver.offer(5)
-    const chain = queue.take()!
+    const chain = queue.pop()!
     expect(chain).toMatchObject({ head: 5, readableLength: 7, writableLength: 512 })
     expect(Buffer.concat(chain.readable.map(({ bytes }) => bytes)).toString()).toBe('read me')
     expect(chain.writable).toEqual([{ address: 0x9000, bytes: new Uint8Array(512) }])
     chain.writable[0]!.bytes.fill(7)
     expect(memory.view(0x9000, 512).every(byte => byte === 7)).toBe(true)
-    expect(queue.take()).toBeUndefined()
+    expect(queue.pop()).toBeUndefined()
     expect(driver.collect()).toEqual([])
-    queue.give(chain, 512)
+    queue.push(chain, 512)
     expect(driver.collect()).toEqual([{ id: 5, length: 512 }])
   })
 
@@ -44,7 +44,7 @@ describe('a chain', () => {
       [0x9100, 8, WRITE, 0],
     ])
     driver.offer(0)
-    expect(queue.take()).toMatchObject({ head: 0, readableLength: 24, writableLength: 8 })
+    expect(queue.pop()).toMatchObject({ head: 0, readableLength: 24, writableLength: 8 })
   })
 
   it('across two views of memory is in parts', () => {
@@ -54,7 +54,7 @@ describe('a chain', () => {
     const queue = new Queue(memory, LAYOUT, all)
     driver.describe(0, 0x7ff0, 0x20, WRITE)
     driver.offer(0)
-    const { writable } = queue.take()!
+    const { writable } = queue.pop()!
     expect(writable.map(({ address, bytes }) => [address, bytes.length])).toEqual([
       [0x7ff0, 0x10],
       [0x8000, 0x10],
@@ -102,16 +102,16 @@ describe('a chain', () => {
     const { driver, queue } = setUp(features)
     breakIt(driver)
     driver.offer(0)
-    expect(() => queue.take()).toThrow(QueueError)
+    expect(() => queue.pop()).toThrow(QueueError)
   })
 
   it('with a head outside the table, or more chains than fit, is refused', () => {
     const one = setUp()
     one.driver.offer(LAYOUT.size)
-    expect(() => one.queue.take()).toThrow(/descriptor 16 of a table of 16/)
+    expect(() => one.queue.pop()).toThrow(/descriptor 16 of a table of 16/)
     const two = setUp()
     two.driver.setAvailable(LAYOUT.size + 1)
-    expect(() => two.queue.take()).toThrow(/17 chains available in a queue of 16/)
+    expect(() => two.queue.pop()).toThrow(/17 chains available in a queue of 16/)
   })
 })
 
@@ -132,19 +132,19 @@ describe('notifications', () => {
     const { driver, queue } = setUp(plain)
     driver.describe(0, 0x8000, 1, 0)
     driver.offer(0)
-    queue.hushDriver()
+    queue.disableNotifications()
     expect(driver.notifies()).toBe(false)
-    queue.give(queue.take()!, 0)
-    expect(queue.wantsInterrupt()).toBe(true)
-    expect(queue.wantsInterrupt()).toBe(false)
-    expect(queue.askDriver()).toBe(false)
+    queue.push(queue.pop()!, 0)
+    expect(queue.needsInterrupt()).toBe(true)
+    expect(queue.needsInterrupt()).toBe(false)
+    expect(queue.enableNotifications()).toBe(false)
     expect(driver.notifies()).toBe(true)
     driver.offer(0)
     // What came meanwhile is not lost.
-    expect(queue.askDriver()).toBe(true)
+    expect(queue.enableNotifications()).toBe(true)
     driver.noInterrupt(true)
-    queue.give(queue.take()!, 0)
-    expect(queue.wantsInterrupt()).toBe(false)
+    queue.push(queue.pop()!, 0)
+    expect(queue.needsInterrupt()).toBe(false)
   })
 
   it('by index, also where the indices wrap', () => {
@@ -162,11 +162,11 @@ describe('notifications', () => {
             const wantedAt = driver.wantInterruptAfter(wait)
             const before = driver.usedCount
             for (let i = 0; i < offered; i++) driver.offer(0)
-            for (let chain = queue.take(); chain; chain = queue.take()) queue.give(chain, 0)
+            for (let chain = queue.pop(); chain; chain = queue.pop()) queue.push(chain, 0)
             const after = before + offered
-            expect(queue.wantsInterrupt()).toBe(before < wantedAt && wantedAt <= after)
+            expect(queue.needsInterrupt()).toBe(before < wantedAt && wantedAt <= after)
             expect(driver.collect()).toHaveLength(offered)
-            expect(queue.askDriver()).toBe(false)
+            expect(queue.enableNotifications()).toBe(false)
             expect(driver.notifies()).toBe(true)
           }
           const moved = (from + driver.usedCount) & 0xffff
@@ -184,14 +184,14 @@ it('whatever lies in its memory, gives chains in memory or an error of the drive
     const { driver, queue } = setUp({ eventIndex: (seed & 1) !== 0, indirect: (seed & 2) !== 0 }, LAYOUT.size, memory)
     driver.scramble(seed)
     try {
-      for (let chain = queue.take(), i = 0; chain && i < 4; chain = queue.take(), i++) {
+      for (let chain = queue.pop(), i = 0; chain && i < 4; chain = queue.pop(), i++) {
         seen.chains++
         for (const { address, bytes } of [...chain.readable, ...chain.writable]) {
           if (!memory.contains(address, bytes.length)) expect.fail(`seed ${seed}: a buffer at ${address}`)
         }
-        queue.give(chain, 0)
-        queue.wantsInterrupt()
-        queue.askDriver()
+        queue.push(chain, 0)
+        queue.needsInterrupt()
+        queue.enableNotifications()
       }
     } catch (error) {
       seen.errors++
