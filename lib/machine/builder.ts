@@ -1,15 +1,8 @@
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs'
-import { writeAcpi } from '../arch/x86_64/acpi.js'
 import { parseCpuSpec } from '../arch/x86_64/cpu-spec.js'
 import { machineCpuid } from '../arch/x86_64/cpuid.js'
 import * as layout from '../arch/x86_64/layout.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
-import { writeIdentityMap } from '../arch/x86_64/paging.js'
-import { registers } from '../arch/x86_64/registers.js'
-import { longModeSregs } from '../arch/x86_64/segments.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
-import { type BootEntry, loadKernel } from '../boot/kernel.js'
-import type { MachineConfig } from '../config/machine-config.js'
 import { ConfigError } from '../errors.js'
 import { type CapabilityName, cap } from '../kvm/capabilities.js'
 import type { GuestRegionOptions } from '../kvm/guest-region.js'
@@ -18,11 +11,9 @@ import type { RegionImage } from '../kvm/region-image.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import type { Vm } from '../kvm/vm.js'
 import { GuestMemory } from '../memory/guest-memory.js'
+import { type BootConfig, bootMachine } from './boot.js'
 import { createPlatform, type Platform, type PlatformEvents } from './platform.js'
 import { MachineRam } from './ram.js'
-
-/** The configuration of a machine that is to boot. */
-export type BootConfig = MachineConfig & { readonly kernel: string | Uint8Array }
 
 /** A machine's parts, wired, before anything runs. */
 export interface Parts extends Platform {
@@ -47,16 +38,15 @@ export function buildMachine(kvm: Kvm, config: BootConfig, events: PlatformEvent
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
   const ranges = layout.memoryRanges(config.memory).map(range => ({ ...range, backing: 'memfd' as const }))
-  return wire(kvm, ranges, config.vcpus, events, ({ memory, vcpus, msrIndices }) => {
-    const entry = load(memory, config)
+  return wire(kvm, ranges, config.vcpus, events, parts => {
+    const { vcpus, msrIndices } = parts
     const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
     for (const vcpu of vcpus) {
       const entries = vcpuCpuid(cpuid, vcpu.id, config.vcpus)
       vcpu.setCpuid(entries)
       vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries }))
     }
-    // The others wait for their SIPI.
-    enterLongMode(vcpus[0]!, memory, entry)
+    bootMachine(parts, config)
   })
 }
 
@@ -118,51 +108,5 @@ function wire(
   } catch (error) {
     vm.close()
     throw error
-  }
-}
-
-function enterLongMode(vcpu: Vcpu, memory: GuestMemory, { rip, rsi }: BootEntry): void {
-  const cr3 = writeIdentityMap(memory, layout.PAGE_TABLES_ADDRESS)
-  vcpu.setSregs(longModeSregs(memory, vcpu.getSregs(), cr3))
-  vcpu.setRegs(registers({ rip, rsi }))
-}
-
-function load(memory: GuestMemory, { kernel, initrd, cmdline, vcpus }: BootConfig): BootEntry {
-  const image = typeof kernel === 'string' ? readFileSync(kernel) : kernel
-  const rsdp = writeAcpi(memory, { vcpus })
-  if (typeof initrd !== 'string') return loadKernel(memory, { kernel: image, initrd, cmdline, rsdp })
-  return loadWithInitrdFile(memory, image, initrd, cmdline, rsdp)
-}
-
-/** The initrd may be large: it goes from the file straight into guest memory. */
-function loadWithInitrdFile(
-  memory: GuestMemory,
-  kernel: Uint8Array,
-  path: string,
-  cmdline: string,
-  rsdp: number,
-): BootEntry {
-  const fd = openSync(path, 'r')
-  try {
-    const { size } = fstatSync(fd)
-    const entry = loadKernel(memory, { kernel, initrd: { size }, cmdline, rsdp })
-    let done = 0
-    for (const part of entry.initrd ? memory.parts(entry.initrd.address, size) : []) {
-      for (let at = 0; at < part.length; ) {
-        const count = readSync(fd, part, at, part.length - at, done)
-        if (count === 0)
-          throw new ConfigError(
-            'initrd',
-            path,
-            `it ended after ${done} of ${size} bytes`,
-            'do not change it while it is read',
-          )
-        at += count
-        done += count
-      }
-    }
-    return entry
-  } finally {
-    closeSync(fd)
   }
 }
