@@ -7,6 +7,7 @@
         'native/addon.cc',
         'native/event_fd.cc',
         'native/exit_hub.cc',
+        'native/image_file.cc',
         'native/ioctl.cc',
         'native/kvm.cc',
         'native/mapping.cc',

@@ -3,6 +3,7 @@
 export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
+export type { DiskConfig, DiskOptions } from './config/disks.js'
 export type { MachineConfig, MachineOptions } from './config/machine-config.js'
 export { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'

@@ -3,6 +3,7 @@
 
 #include "env_data.h"
 #include "event_fd.h"
+#include "image_file.h"
 #include "ioctl.h"
 #include "kvm.h"
 #include "mapping.h"
@@ -45,6 +46,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Memory", Memory::Define(env));
   exports.Set("MemoryFile", MemoryFile::Define(env));
   exports.Set("EventFd", EventFd::Define(env));
+  exports.Set("ImageFile", ImageFile::Define(env));
   return exports;
 }
 

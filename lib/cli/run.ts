@@ -1,5 +1,6 @@
 import { Command, InvalidArgumentError } from 'commander'
-import { Machine } from '../index.js'
+import { type DiskOptions, Machine } from '../index.js'
+import { parseDisk } from './disk-option.js'
 import { addSessionOptions, runSession, type SessionOptions, sessionHelp } from './session.js'
 
 interface RunOptions extends SessionOptions {
@@ -9,12 +10,14 @@ interface RunOptions extends SessionOptions {
   readonly cpu: string
   readonly cpus: number
   readonly memory: string
+  readonly disk?: readonly DiskOptions[]
 }
 
 const EXAMPLES = `
 Examples:
   nested-kvm run --kernel bzImage --initrd initrd.cpio --append 'console=ttyS0'
-  nested-kvm run --kernel bzImage --memory 2G --cpus 4 --control vm.sock`
+  nested-kvm run --kernel bzImage --memory 2G --cpus 4 --control vm.sock
+  nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img`
 
 /** `nested-kvm run`: one machine with its console on the terminal. */
 export function runCommand(): Command {
@@ -26,9 +29,14 @@ export function runCommand(): Command {
     .option('--cpu <model>', 'CPU model, flags added or withheld: host, host,-vmx, host,-svm', 'host')
     .option('--cpus <number>', 'how many', parseCount, 1)
     .option('--memory <size>', 'how much: 512M, 2G', '512M')
+    .option(
+      '--disk <image>',
+      'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,readonly][,direct]',
+      addDisk,
+    )
   return addSessionOptions(command)
     .addHelpText('after', `${sessionHelp}\n${EXAMPLES}`)
-    .action(async ({ kernel, initrd, append, cpu, cpus, memory, ...session }: RunOptions) => {
+    .action(async ({ kernel, initrd, append, cpu, cpus, memory, disk, ...session }: RunOptions) => {
       const make = () =>
         Machine.create({
           kernel,
@@ -37,6 +45,7 @@ export function runCommand(): Command {
           cpu,
           vcpus: cpus,
           memory,
+          ...(disk === undefined ? {} : { disks: disk }),
         })
       process.exitCode = await runSession(make, session)
     })
@@ -44,6 +53,10 @@ export function runCommand(): Command {
 
 function joinWords(value: string, before: string | undefined): string {
   return before === undefined ? value : `${before} ${value}`
+}
+
+function addDisk(value: string, before: readonly DiskOptions[] = []): DiskOptions[] {
+  return [...before, parseDisk(value)]
 }
 
 function parseCount(value: string): number {

@@ -1,6 +1,7 @@
 import { accessSync, constants, statSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { ConfigError } from '../errors.js'
+import { type DiskConfig, type DiskOptions, parseDisks } from './disks.js'
 
 /** What a user gives. All but `kernel` has a default. */
 export interface MachineOptions {
@@ -16,6 +17,8 @@ export interface MachineOptions {
   readonly vcpus?: number | undefined
   /** Bytes, or a size as `512M` or `8G` (powers of 1024). Default: `512M`. */
   readonly memory?: number | string | undefined
+  /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
+  readonly disks?: readonly DiskOptions[] | undefined
 }
 
 /** A machine's configuration, complete and checked. */
@@ -28,6 +31,7 @@ export interface MachineConfig {
   readonly vcpus: number
   /** Bytes. */
   readonly memory: number
+  readonly disks: readonly DiskConfig[]
 }
 
 /** What the host sets as limits. */
@@ -39,7 +43,7 @@ export interface HostLimits {
 }
 
 const DEFAULTS = { cmdline: 'console=ttyS0 panic=-1', cpu: 'host', vcpus: 1, memory: '512M' } as const
-const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory'] as const
+const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory', 'disks'] as const
 
 const PAGE_SIZE = 4096
 const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
@@ -71,6 +75,7 @@ export function parseMachineConfig(
     cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
     memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
+    disks: parseDisks(options.disks),
   }
 }
 

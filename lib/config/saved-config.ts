@@ -1,7 +1,8 @@
 import { ConfigError } from '../errors.js'
+import { parseDisks } from './disks.js'
 import { type HostLimits, type MachineConfig, memorySize, text, vcpuCount } from './machine-config.js'
 
-type Plain = null | string | number
+type Plain = null | string | number | readonly Readonly<Record<string, string | boolean>>[]
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
@@ -27,5 +28,6 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     cpu: text('cpu', fields.cpu),
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
     memory: memorySize(fields.memory, limits.memory),
+    disks: parseDisks(fields.disks),
   }
 }

@@ -47,11 +47,11 @@ export class Bus {
     this.#eachPart(address, data, (device, offset, part) => device.read(offset, part))
   }
 
-  /** Writes `data` to `address`. */
-  write(address: number, data: Uint8Array): void {
+  /** Writes `data` to `address`. A promise is fulfilled when the write is done. */
+  write(address: number, data: Uint8Array): void | Promise<void> {
     const range = this.#find(address)
-    if (range && address + data.length <= range.end) range.device.write(address - range.start, data)
-    else this.#eachPart(address, data, (device, offset, part) => device.write(offset, part))
+    if (range && address + data.length <= range.end) return range.device.write(address - range.start, data)
+    this.#eachPart(address, data, (device, offset, part) => device.write(offset, part))
   }
 
   /**

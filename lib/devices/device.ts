@@ -5,11 +5,12 @@ export type Json = null | boolean | number | string | readonly Json[] | { readon
  * A device behind one or several ranges of a bus.
  *
  * `offset` counts from the start of the range; `data` has the bytes of the access (1, 2, 4 or 8), little-endian, and
- * never reaches beyond the range. `read` answers in place. What the guest asks for is hostile: neither method throws.
+ * never reaches beyond the range. `read` answers in place. What the guest asks for is hostile: neither method throws. Where `write`
+ * gives a promise, the guest's instruction ends when that is fulfilled.
  */
 export interface Device {
   read(offset: number, data: Uint8Array): void
-  write(offset: number, data: Uint8Array): void
+  write(offset: number, data: Uint8Array): void | Promise<void>
 }
 
 /** A device with state that belongs into a snapshot. */
@@ -58,6 +59,22 @@ export function savedBytes(state: Json, name: string, max: number): readonly num
   }
   if (Object.isFrozen(value)) checked.set(value, max)
   return value as number[]
+}
+
+/** A named list of a saved state, at most `max` long. Throws `TypeError` for anything else. */
+export function savedList(state: Json, name: string, max: number): readonly Json[] {
+  const value = isObject(state) ? state[name] : undefined
+  if (!Array.isArray(value) || value.length > max) {
+    throw new TypeError(`saved device state: ${name} must be a list of at most ${max}`)
+  }
+  return value
+}
+
+/** A named member of a saved state. Throws `TypeError` where there is none. */
+export function savedMember(state: Json, name: string): Json {
+  const value = isObject(state) ? state[name] : undefined
+  if (value === undefined) throw new TypeError(`saved device state: ${name} is missing`)
+  return value
 }
 
 function isObject(state: Json): state is { readonly [key: string]: Json } {

@@ -143,6 +143,19 @@ export interface NativeEventFd {
   close(): void
 }
 
+/** What `fs` has no name for on a disk image, a regular file or a block device. */
+export interface NativeImageFile {
+  /** Bytes. */
+  size(): number
+  /** A shared lock of the byte at `offset` (F_OFD_SETLK), until `close()`. False where another has it exclusively. */
+  lock(offset: number): boolean
+  /** Whether another open file description has a lock of the byte at `offset` (F_OFD_GETLK). */
+  isLocked(offset: number): boolean
+  /** Makes a range read as zeros and take no room (FALLOC_FL_PUNCH_HOLE). */
+  punchHole(offset: number, length: number): void
+  close(): void
+}
+
 interface Addon {
   setErrorClass(errorClass: typeof KvmError): void
   cpuid(leaf: number, index: number): [eax: number, ebx: number, ecx: number, edx: number]
@@ -155,6 +168,7 @@ interface Addon {
     huge?: boolean,
   ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
+  ImageFile: new (path: string, writable: boolean) => NativeImageFile
 }
 
 const nodeGypBuild = createRequire(import.meta.url)('node-gyp-build') as (root: string) => Addon

@@ -1,5 +1,6 @@
 import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs'
 import { writeAcpi } from '../arch/x86_64/acpi.js'
+import { virtioMmioDevices } from '../arch/x86_64/acpi-virtio.js'
 import * as layout from '../arch/x86_64/layout.js'
 import { writeIdentityMap } from '../arch/x86_64/paging.js'
 import { registers } from '../arch/x86_64/registers.js'
@@ -9,6 +10,7 @@ import type { MachineConfig } from '../config/machine-config.js'
 import { ConfigError } from '../errors.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
+import type { VirtioBus } from './virtio-bus.js'
 
 /** The configuration of a machine that is to boot. */
 export type BootConfig = MachineConfig & { readonly kernel: string | Uint8Array }
@@ -17,6 +19,7 @@ export type BootConfig = MachineConfig & { readonly kernel: string | Uint8Array 
 export interface BootParts {
   readonly memory: GuestMemory
   readonly vcpus: readonly Vcpu[]
+  readonly virtio: Pick<VirtioBus, 'peripherals'>
 }
 
 /**
@@ -25,8 +28,8 @@ export interface BootParts {
  * @throws {ConfigError} a file cannot be loaded: names the field, the value and the remedy
  * @throws {KvmError} KVM refused the registers
  */
-export function bootMachine({ memory, vcpus }: BootParts, config: BootConfig): void {
-  const rsdp = writeAcpi(memory, { vcpus: config.vcpus })
+export function bootMachine({ memory, vcpus, virtio }: BootParts, config: BootConfig): void {
+  const rsdp = writeAcpi(memory, { vcpus: config.vcpus, devices: virtioMmioDevices(virtio.peripherals.length) })
   enterLongMode(vcpus[0]!, memory, load(memory, config, rsdp))
 }
 

@@ -12,6 +12,7 @@ import type { Vcpu } from '../kvm/vcpu.js'
 import type { Vm } from '../kvm/vm.js'
 import { GuestMemory } from '../memory/guest-memory.js'
 import { type BootConfig, bootMachine } from './boot.js'
+import type { Peripheral } from './peripherals.js'
 import { createPlatform, type Platform, type PlatformEvents } from './platform.js'
 import { MachineRam } from './ram.js'
 
@@ -32,13 +33,18 @@ const NEEDED: readonly CapabilityName[] = ['IRQCHIP', 'PIT2', 'USER_MEMORY', 'IM
  * @throws {ConfigError} what was asked for cannot be had: names the field, the value and the remedy
  * @throws {KvmError} KVM refused
  */
-export function buildMachine(kvm: Kvm, config: BootConfig, events: PlatformEvents): Parts {
+export function buildMachine(
+  kvm: Kvm,
+  config: BootConfig,
+  peripherals: readonly Peripheral[],
+  events: PlatformEvents,
+): Parts {
   // First what needs no VM: a wrong flag is told before anything is made.
   const cpuid = machineCpuid(kvm.supportedCpuid(), parseCpuSpec(config.cpu), {
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
   const ranges = layout.memoryRanges(config.memory).map(range => ({ ...range, backing: 'memfd' as const }))
-  return wire(kvm, ranges, config.vcpus, events, parts => {
+  return wire(kvm, ranges, config.vcpus, peripherals, events, parts => {
     const { vcpus, msrIndices } = parts
     const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
     for (const vcpu of vcpus) {
@@ -58,6 +64,7 @@ export function rebuildMachine(
   kvm: Kvm,
   images: readonly { readonly guestAddress: number; readonly image: RegionImage }[],
   vcpus: number,
+  peripherals: readonly Peripheral[],
   events: PlatformEvents,
   fill: (parts: Parts) => void,
 ): Parts {
@@ -68,13 +75,14 @@ export function rebuildMachine(
     backing: image,
     logDirty: true,
   }))
-  return wire(kvm, ranges, vcpus, events, fill)
+  return wire(kvm, ranges, vcpus, peripherals, events, fill)
 }
 
 function wire(
   kvm: Kvm,
   ranges: readonly GuestRegionOptions[],
   vcpuCount: number,
+  peripherals: readonly Peripheral[],
   events: PlatformEvents,
   fill: (parts: Parts) => void,
 ): Parts {
@@ -95,13 +103,14 @@ function wire(
       if (kvm.checkExtension(cap[name])) vm.enableCap(cap[name], 1n)
     }
     const ram = new MachineRam(ranges.map(range => vm.addMemory(range)))
+    const memory = new GuestMemory(ram.regions)
     const parts: Parts = {
       vm,
       ram,
-      memory: new GuestMemory(ram.regions),
+      memory,
       vcpus: Array.from({ length: vcpuCount }, (_, id) => vm.createVcpu(id)),
       msrIndices: kvm.msrIndices(),
-      ...createPlatform(vm, events),
+      ...createPlatform({ vm, memory, peripherals }, events),
     }
     fill(parts)
     return parts

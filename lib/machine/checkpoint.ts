@@ -1,3 +1,4 @@
+import { closeDisks, type DiskStates } from './disk-states.js'
 import type { RamImage } from './ram.js'
 import type { Moment } from './state.js'
 
@@ -7,13 +8,16 @@ export class Checkpoint {
   readonly moment: Moment
   /** @internal */
   readonly ram: RamImage
+  /** @internal */
+  readonly disks: DiskStates
 
   #closed = false
 
   /** @internal */
-  constructor(moment: Moment, ram: RamImage) {
+  constructor(moment: Moment, ram: RamImage, disks: DiskStates) {
     this.moment = moment
     this.ram = ram
+    this.disks = disks
     for (const image of ram) image.retain()
   }
 
@@ -27,6 +31,7 @@ export class Checkpoint {
     if (this.#closed) return
     this.#closed = true
     for (const image of this.ram) image.release()
+    closeDisks(this.disks)
   }
 
   [Symbol.dispose](): void {

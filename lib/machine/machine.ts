@@ -17,6 +17,8 @@ import { aboutVcpu } from './about.js'
 import { buildMachine, type Parts, rebuildMachine } from './builder.js'
 import { Checkpoint } from './checkpoint.js'
 import type { Console } from './console.js'
+import { closeDisks, freezeDisks, thawDisks } from './disk-states.js'
+import { closePeripherals, openPeripherals, type Peripheral } from './peripherals.js'
 import type { PlatformEvents } from './platform.js'
 import { crashReport, exitFacts } from './report.js'
 import { checkSnapshot, openImages } from './restore.js'
@@ -77,6 +79,8 @@ export type MachineState = 'created' | 'running' | 'paused' | 'ended'
 interface MachineEvents {
   shutdown: []
   reset: []
+  /** The host failed a device, which the guest sees as a failure of the device: a full disk, say. */
+  warning: [device: string, error: Error]
   crash: [end: Extract<MachineEnd, { reason: 'crash' }>]
   /** After any of the above, and after everything is released. */
   end: [end: MachineEnd]
@@ -119,7 +123,26 @@ export class Machine extends EventEmitter<MachineEvents> {
     parseMachineConfig(options)
     using kvm = Kvm.open()
     const config = parseMachineConfig(options, { vcpus: kvm.checkExtension(cap.MAX_VCPUS) })
-    return new Machine(config, 'created', events => buildMachine(kvm, config, events))
+    return await Machine.#make(config, 'created', (peripherals, events) => {
+      return buildMachine(kvm, config, peripherals, events)
+    })
+  }
+
+  /** Opens what a machine needs of the host, then builds it with that. */
+  static async #make(
+    config: MachineConfig,
+    state: MachineState,
+    build: (peripherals: readonly Peripheral[], events: PlatformEvents) => Parts,
+  ): Promise<Machine> {
+    let machine: Machine | undefined
+    const peripherals = await openPeripherals(config, (name, error) => machine?.emit('warning', name, error))
+    try {
+      machine = new Machine(config, state, events => build(peripherals, events))
+      return machine
+    } catch (error) {
+      await closePeripherals(peripherals)
+      throw error
+    }
   }
 
   /**
@@ -138,8 +161,10 @@ export class Machine extends EventEmitter<MachineEvents> {
     const config = checkSnapshot(snapshot, kvm)
     try {
       const images = openImages(snapshot)
-      const machine = new Machine(config, 'paused', events =>
-        rebuildMachine(kvm, images, config.vcpus, events, parts => applyMoment(parts, snapshot.state, { clock })),
+      const machine = await Machine.#make(config, 'paused', (peripherals, events) =>
+        rebuildMachine(kvm, images, config.vcpus, peripherals, events, parts =>
+          applyMoment(parts, snapshot.state, { clock }),
+        ),
       )
       machine.#parts.ram.saved()
       machine.#base = { directory: snapshot.directory, id: snapshot.id }
@@ -197,8 +222,7 @@ export class Machine extends EventEmitter<MachineEvents> {
   async start(): Promise<void> {
     this.#require('created', 'start')
     this.#undisturbed('start')
-    this.#state = 'running'
-    for (const thread of this.#threads) thread.start()
+    this.#goOn()
   }
 
   /** Takes every vCPU out of KVM_RUN, with pending I/O completed. No effect where the machine is paused. */
@@ -253,7 +277,8 @@ export class Machine extends EventEmitter<MachineEvents> {
   checkpoint(): Promise<Checkpoint> {
     return this.#whilePaused('checkpoint', async () => {
       const moment = takeMoment(this.#parts)
-      const checkpoint = new Checkpoint(moment, this.#parts.ram.freeze())
+      const disks = freezeDisks(this.#parts.virtio.peripherals)
+      const checkpoint = new Checkpoint(moment, this.#parts.ram.freeze(), disks)
       this.#checkpoints.add(checkpoint)
       return checkpoint
     })
@@ -270,6 +295,7 @@ export class Machine extends EventEmitter<MachineEvents> {
       if (!this.#checkpoints.has(checkpoint))
         throw new GuestError('cannot rollback: the checkpoint is of another machine')
       this.#parts.ram.rollback(checkpoint.ram)
+      thawDisks(this.#parts.virtio.peripherals, checkpoint.disks)
       applyMoment(this.#parts, checkpoint.moment, { clock: 'stopped', rollback: true })
     })
   }
@@ -282,14 +308,16 @@ export class Machine extends EventEmitter<MachineEvents> {
   fork(): Promise<Machine> {
     return this.#whilePaused('fork', async (_abort, wasRunning) => {
       const parts = this.#parts
+      const disks = freezeDisks(parts.virtio.peripherals)
       const moment = takeMoment(parts)
       const images = parts.ram.freeze().map((image, i) => ({ guestAddress: parts.ram.regions[i]!.guestAddress, image }))
       using kvm = Kvm.open()
-      const twin = new Machine(this.config, 'paused', events =>
-        rebuildMachine(kvm, images, this.config.vcpus, events, fresh =>
+      const twin = await Machine.#make(this.config, 'paused', (peripherals, events) => {
+        thawDisks(peripherals, disks)
+        return rebuildMachine(kvm, images, this.config.vcpus, peripherals, events, fresh =>
           applyMoment(fresh, moment, { clock: 'realtime' }),
-        ),
-      )
+        )
+      }).finally(() => closeDisks(disks))
       twin.#parts.ram.inherit(parts.ram)
       twin.#base = this.#base
       if (wasRunning) twin.#goOn()
@@ -341,6 +369,7 @@ export class Machine extends EventEmitter<MachineEvents> {
   async #pause(): Promise<void> {
     this.#require('running', 'pause')
     await Promise.all(this.#threads.map(thread => thread.pause()))
+    await this.#parts.virtio.pause()
     this.#parts.uart.flush()
     // The guest may have ended in the very exit that was completed.
     if (this.#ended) throw new GuestError('cannot pause: the machine is ended')
@@ -357,13 +386,14 @@ export class Machine extends EventEmitter<MachineEvents> {
       if (thread.state === 'stopped') thread.start()
       else thread.resume()
     }
+    this.#parts.virtio.resume()
   }
 
   #require(state: MachineState, what: string): void {
     if (this.#state !== state) throw new GuestError(`cannot ${what}: the machine is ${this.#state}`)
   }
 
-  #handle(vcpu: Vcpu, exit: VcpuExit): void {
+  #handle(vcpu: Vcpu, exit: VcpuExit): void | Promise<void> {
     const { ports, mmio } = this.#parts
     switch (exit.reason) {
       case 'io-out':
@@ -373,8 +403,7 @@ export class Machine extends EventEmitter<MachineEvents> {
         ports.readRepeated(exit.port, exit.size, exit.data)
         break
       case 'mmio-write':
-        mmio.write(exit.address, exit.data)
-        break
+        return mmio.write(exit.address, exit.data)
       case 'mmio-read':
         mmio.read(exit.address, exit.data)
         break
@@ -407,15 +436,18 @@ export class Machine extends EventEmitter<MachineEvents> {
   }
 
   async #release(end: MachineEnd, failure: Error | undefined): Promise<MachineEnd> {
-    const { uart, console, vm } = this.#parts
+    const { uart, console, virtio, vm } = this.#parts
     // What is being written reads the memory that is to go.
     this.#operation?.abort.abort(new GuestError('the machine has ended'))
     await this.#operation?.done.catch(() => {})
     await Promise.all(this.#threads.map(thread => thread.stop()))
+    await virtio.pause()
     this.#state = 'ended'
     uart.flush()
     console.finish()
+    // What a device has of guest memory is not touched any more.
     vm.close()
+    await virtio.close()
     if (failure) this.#reject(failure)
     else this.#resolve(end)
     if (end.reason === 'crash') this.emit('crash', end)

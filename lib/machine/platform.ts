@@ -7,7 +7,10 @@ import { I8042 } from '../devices/i8042.js'
 import { Rtc } from '../devices/rtc.js'
 import { Uart16550 } from '../devices/uart16550.js'
 import type { Vm } from '../kvm/vm.js'
+import type { GuestMemory } from '../memory/guest-memory.js'
 import { Console } from './console.js'
+import type { Peripheral } from './peripherals.js'
+import { VirtioBus } from './virtio-bus.js'
 
 /** What the platform's devices tell the machine. */
 export interface PlatformEvents {
@@ -24,11 +27,18 @@ export interface Platform {
   readonly uart: Uart16550
   readonly pm: AcpiPm
   readonly console: Console
+  readonly virtio: VirtioBus
   /** Those with a state, by the names that a snapshot has for them. */
   readonly stateful: Readonly<Record<string, StatefulDevice>>
 }
 
-export function createPlatform(vm: Vm, events: PlatformEvents): Platform {
+export interface PlatformParts {
+  readonly vm: Vm
+  readonly memory: GuestMemory
+  readonly peripherals: readonly Peripheral[]
+}
+
+export function createPlatform({ vm, memory, peripherals }: PlatformParts, events: PlatformEvents): Platform {
   const console = new Console(bytes => uart.input(bytes))
   const uart = new Uart16550({
     interrupt: { set: level => vm.setIrqLine(layout.COM1_IRQ, level) },
@@ -43,5 +53,8 @@ export function createPlatform(vm: Vm, events: PlatformEvents): Platform {
   ports.add(layout.I8042_COMMAND_PORT, 1, new I8042(() => events.reset()))
   ports.add(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT_COUNT, pm)
   ports.add(layout.DEBUG_EXIT_PORT, layout.DEBUG_EXIT_PORT_COUNT, new DebugExit(code => events.debugExit(code)))
-  return { ports, mmio: new Bus(), uart, pm, console, stateful: { com1: uart, rtc, 'acpi-pm': pm } }
+  const mmio = new Bus()
+  const virtio = new VirtioBus(vm, memory, mmio, peripherals)
+  const stateful = { com1: uart, rtc, 'acpi-pm': pm, ...virtio.stateful }
+  return { ports, mmio, uart, pm, console, virtio, stateful }
 }

@@ -90,6 +90,17 @@ export function isaIrq(irq: number): Aml {
   return [0x22, ...little(1 << irq, 2)]
 }
 
+/** `Memory32Fixed (ReadWrite, address, length)` (section 6.4.3.4). */
+export function memory32Fixed(address: number, length: number): Aml {
+  return [0x86, ...little(9, 2), 1, ...little(address, 4), ...little(length, 4)]
+}
+
+/** `Interrupt (ResourceConsumer, Edge, ActiveHigh, Shared) {gsi}` (section 6.4.3.6). */
+export function edgeInterrupt(gsi: number): Aml {
+  const [CONSUMER, EDGE, SHARED] = [1 << 0, 1 << 1, 1 << 3]
+  return [0x89, ...little(6, 2), CONSUMER | EDGE | SHARED, 1, ...little(gsi, 4)]
+}
+
 /** A path: segments of up to four characters with dots between them, `\` before the first for the root (section 20.2.2). */
 function nameString(path: string): Aml {
   const absolute = path.startsWith('\\')

@@ -30,6 +30,12 @@ export const LOW_MEMORY_END = 0xc000_0000
 /** Where RAM goes on. */
 export const HIGH_MEMORY_START = 0x1_0000_0000
 
+/** Virtio devices, a page of registers each, in the gap below 4 GiB. */
+export const VIRTIO_MMIO_ADDRESS = 0xd000_0000
+export const VIRTIO_MMIO_SIZE = PAGE_SIZE
+/** More would gain nothing: their interrupts are shared from the 17th on. */
+export const VIRTIO_DEVICES_MAX = 64
+
 export const IOAPIC_ADDRESS = 0xfec0_0000
 export const LOCAL_APIC_ADDRESS = 0xfee0_0000
 /** One page for KVM's own use on Intel hosts (KVM API, KVM_SET_IDENTITY_MAP_ADDR). */
@@ -58,6 +64,23 @@ export const COM1_IRQ = 4
 export const SCI_IRQ = 9
 /** The timer's ISA interrupt 0 arrives at this pin of the I/O APIC. */
 export const TIMER_GSI = 2
+
+/** Pins of the I/O APIC for virtio devices: those that no ISA device has, then those of ISA devices that are not there. */
+const VIRTIO_GSIS = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15] as const
+
+/** Where a virtio device is found. */
+export interface VirtioSlot {
+  readonly address: number
+  readonly gsi: number
+}
+
+/** The place of the virtio device with number `index`. Interrupts are edges, which may share a pin. */
+export function virtioSlot(index: number): VirtioSlot {
+  return {
+    address: VIRTIO_MMIO_ADDRESS + index * VIRTIO_MMIO_SIZE,
+    gsi: VIRTIO_GSIS[index % VIRTIO_GSIS.length]!,
+  }
+}
 
 /** A range of RAM. */
 export interface MemoryRange {

@@ -10,6 +10,8 @@ export interface VirtioLink {
   readonly features: bigint
   /** Chains were given back to `queue`: interrupts the driver if it wants to know (2.7.7). */
   used(queue: Queue): void
+  /** Has `notify` called as if the driver had rung: where a device stopped before a queue was empty. */
+  notify(index: number): void
   /** The configuration space has other content now (2.5, 2.3). */
   configChanged(): void
   /** The driver broke the rules: nothing more is done until it resets the device (2.1.2). */

@@ -91,8 +91,14 @@ export class Queue {
     return readChain(this.#memory, this.#descriptors, head, this.#features.indirect)
   }
 
-  /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8). */
+  /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8), of which it takes note. */
   push(chain: Chain, written: number): void {
+    let left = written
+    for (const { address, bytes } of chain.writable) {
+      if (left <= 0) break
+      this.#memory.markWritten(address, Math.min(left, bytes.length))
+      left -= bytes.length
+    }
     const entry = this.#nextUsed & (this.size - 1)
     this.#usedEntries[2 * entry] = chain.head
     this.#usedEntries[2 * entry + 1] = written

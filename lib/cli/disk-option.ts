@@ -1,0 +1,26 @@
+import { InvalidArgumentError } from 'commander'
+import type { DiskOptions } from '../index.js'
+
+const FLAGS = ['snapshot', 'readonly', 'direct'] as const
+
+/** `IMAGE[,flag...][,serial=TEXT]`, as QEMU's `-drive` separates them; a comma in a path is written twice. */
+export function parseDisk(value: string): DiskOptions {
+  const [path = '', ...words] = splitWords(value)
+  const disk: Record<string, string | boolean> = { path }
+  for (const word of words) {
+    if (FLAGS.some(flag => flag === word)) disk[word] = true
+    else if (word.startsWith('serial=')) disk.serial = word.slice('serial='.length)
+    else throw new InvalidArgumentError(`${JSON.stringify(word)} is none of ${FLAGS.join(', ')}, serial=TEXT.`)
+  }
+  return disk as unknown as DiskOptions
+}
+
+/** Splits at commas; a doubled one stands for itself. */
+function splitWords(value: string): string[] {
+  const words = ['']
+  for (const [part] of value.matchAll(/,,|,|[^,]+/g)) {
+    if (part === ',') words.push('')
+    else words[words.length - 1] += part === ',,' ? ',' : part
+  }
+  return words
+}

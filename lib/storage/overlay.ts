@@ -1,0 +1,126 @@
+import { type BlockStorage, type Done, join, lengthOf, SECTOR, slice } from './block-storage.js'
+import { OverlayLayer } from './overlay-layer.js'
+
+/** What was written over an image at one moment. Without `close`, the garbage collector lets go of it in time. */
+export class OverlayState {
+  readonly layers: readonly OverlayLayer[]
+
+  constructor(layers: readonly OverlayLayer[]) {
+    this.layers = layers.map(layer => layer.retain())
+    forgotten.register(this, this.layers, this)
+  }
+
+  close(): void {
+    forgotten.unregister(this)
+    for (const layer of this.layers) layer.release()
+  }
+}
+
+const forgotten = new FinalizationRegistry<readonly OverlayLayer[]>(layers => {
+  for (const layer of layers) layer.release()
+})
+
+/** A part of a read: sectors that all come from the same layer, or from the image. */
+interface Part {
+  readonly layer: OverlayLayer | undefined
+  readonly sector: number
+  readonly count: number
+}
+
+const ZEROS = new Uint8Array(2 ** 20)
+
+/**
+ * Copy-on-write over an image, which stays as it is: what is written goes to a temporary file, sector by sector. To keep a moment costs
+ * nothing: the file so far becomes a layer that is only read, and a new one is begun.
+ */
+export class Overlay implements BlockStorage {
+  readonly size: number
+  readonly readonly = false
+  readonly #base: BlockStorage
+  readonly #directory: string
+  /** What is only read, the newest last. */
+  #below: readonly OverlayLayer[] = []
+  #top: OverlayLayer
+
+  /** @param directory where temporary files are made */
+  constructor(base: BlockStorage, directory: string) {
+    this.size = base.size
+    this.#base = base
+    this.#directory = directory
+    this.#top = OverlayLayer.temporary(directory)
+  }
+
+  read(buffers: readonly Uint8Array[], offset: number, done: Done): void {
+    const first = offset / SECTOR
+    const parts = this.#parts(first, first + lengthOf(buffers) / SECTOR)
+    const one = join(parts.length, done)
+    for (const { layer, sector, count } of parts) {
+      const at = sector * SECTOR
+      const piece = parts.length === 1 ? buffers : slice(buffers, at - offset, count * SECTOR)
+      ;(layer ?? this.#base).read(piece, at, one)
+    }
+  }
+
+  write(buffers: readonly Uint8Array[], offset: number, done: Done): void {
+    this.#top.write(buffers, offset, lengthOf(buffers), done)
+  }
+
+  /** What goes with the machine needs no place on a disk. */
+  flush(done: Done): void {
+    process.nextTick(done, null)
+  }
+
+  /** What was written stays: it would be the image's sectors that show otherwise. */
+  discard(_offset: number, _length: number, done: Done): void {
+    process.nextTick(done, null)
+  }
+
+  zero(offset: number, length: number, _unmap: boolean, done: Done): void {
+    const piece = ZEROS.subarray(0, Math.min(length, ZEROS.length))
+    this.#top.write([piece], offset, piece.length, error => {
+      if (error || piece.length === length) done(error)
+      else this.zero(offset + piece.length, length - piece.length, _unmap, done)
+    })
+  }
+
+  /** What was written up to now. Nothing is under way. */
+  freeze(): OverlayState {
+    if (!this.#top.sectors.isEmpty) {
+      this.#below = [...this.#below, this.#top]
+      this.#top = OverlayLayer.temporary(this.#directory)
+    }
+    return new OverlayState(this.#below)
+  }
+
+  /** Makes the content what it was at the moment of `state`, which is of an overlay of the same image. Nothing is under way. */
+  thaw(state: OverlayState): void {
+    const top = this.#top.sectors.isEmpty ? this.#top : OverlayLayer.temporary(this.#directory)
+    if (top !== this.#top) this.#top.release()
+    this.#top = top
+    const below = state.layers.map(layer => layer.retain())
+    for (const layer of this.#below) layer.release()
+    this.#below = below
+  }
+
+  close(): void {
+    for (const layer of this.#below) layer.release()
+    this.#top.release()
+    this.#base.close()
+  }
+
+  #parts(from: number, to: number): Part[] {
+    const parts: Part[] = []
+    const layers = this.#below.length > 0 ? [...this.#below, this.#top] : [this.#top]
+    const resolve = (depth: number, start: number, end: number) => {
+      const layer = layers[depth]
+      for (let at = start; at < end; ) {
+        const run = layer ? layer.sectors.runAt(at, end) : { sector: at, count: end - at, present: true }
+        if (run.present) parts.push({ layer, sector: at, count: run.count })
+        else resolve(depth - 1, at, at + run.count)
+        at += run.count
+      }
+    }
+    resolve(layers.length - 1, from, to)
+    return parts
+  }
+}
