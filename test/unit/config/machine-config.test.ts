@@ -38,12 +38,13 @@ describe('parseMachineConfig', () => {
       cpu: 'host',
       vcpus: 1,
       memory: 512 * 2 ** 20,
+      disks: [],
     })
   })
 
   test('keeps what is given', () => {
     const given = { kernel: Uint8Array.of(1), initrd, cmdline: '', cpu: 'host,-vmx', vcpus: 3, memory: 0x2000 }
-    expect(parseMachineConfig(given, { vcpus: 3 })).toEqual(given)
+    expect(parseMachineConfig(given, { vcpus: 3 })).toMatchObject(given)
     expect(parseMachineConfig({ ...given, initrd: Uint8Array.of(2), memory: '8G' }, { memory: 2 ** 40 })).toMatchObject(
       {
         initrd: Uint8Array.of(2),
