@@ -66,8 +66,8 @@ export class SectorMap {
     for (const index of indices) {
       const end = (index + 1) * PIECE
       for (let at = Math.max(from, index * PIECE); at < end; ) {
-        // A run may reach into the pieces that follow.
-        const run = this.runAt(at, Number.MAX_SAFE_INTEGER)
+        // A run of them may reach into the pieces that follow; one of those that are not would have no end.
+        const run = this.runAt(at, this.#bit(at) ? Number.MAX_SAFE_INTEGER : end)
         if (run.present) yield run
         at += run.count
         from = at
