@@ -1,3 +1,5 @@
+import { statSync } from 'node:fs'
+import { resolve } from 'node:path'
 import { ConfigError } from '../errors.js'
 
 /** A disk of a machine, as a user gives it. */
@@ -69,7 +71,49 @@ function parseDisk(field: string, value: unknown, index: number): DiskConfig {
       'give one of snapshot, readonly',
     )
   }
-  return { path, readonly, snapshot, direct, serial }
+  // Wherever a snapshot of the machine is restored, it is the same one.
+  return { path: resolve(path), readonly, snapshot, direct, serial }
+}
+
+/** A disk as a snapshot keeps it. */
+export interface SavedDisk extends DiskConfig {
+  /** Of an image that is a file: its size in bytes and when it was last written, in nanoseconds. */
+  readonly image: string | null
+}
+
+/** What a snapshot keeps of a disk: its image is no part of it, and must be the same when the machine is restored. */
+export function saveDisk(disk: DiskConfig): SavedDisk {
+  return { ...disk, image: imageStamp(disk.path) }
+}
+
+/**
+ * Reads what `saveDisk` gave.
+ * @throws {ConfigError} the image is not what it was
+ */
+export function parseSavedDisks(value: unknown): DiskConfig[] {
+  if (!Array.isArray(value)) return parseDisks(value)
+  const disks = parseDisks(value.map(disk => withoutStamp(disk)))
+  for (const [index, { path }] of disks.entries()) {
+    const { image } = value[index] as { readonly image?: unknown }
+    const now = imageStamp(path)
+    if (image === now || typeof image !== 'string') continue
+    const problem =
+      now === null ? 'the image is not there any more' : 'the image was written to since the snapshot was taken'
+    const remedy =
+      'bring it back as it was, with its time stamp, or take the snapshot with the disk as snapshot or readonly'
+    throw new ConfigError(`disks[${index}].path`, path, problem, remedy)
+  }
+  return disks
+}
+
+function withoutStamp(disk: unknown): unknown {
+  const { image: _, ...rest } = Object(disk) as { readonly image?: unknown }
+  return rest
+}
+
+function imageStamp(path: string): string | null {
+  const stats = statSync(path, { bigint: true, throwIfNoEntry: false })
+  return stats?.isFile() ? `${stats.size} bytes of ${stats.mtimeNs}` : null
 }
 
 function parseFlag(field: string, value: unknown = false): boolean {

@@ -1,14 +1,19 @@
 import { ConfigError } from '../errors.js'
-import { parseDisks } from './disks.js'
+import { parseSavedDisks, saveDisk } from './disks.js'
 import { type HostLimits, type MachineConfig, memorySize, text, vcpuCount } from './machine-config.js'
 
-type Plain = null | string | number | readonly Readonly<Record<string, string | boolean>>[]
+type Plain = null | string | number | readonly Readonly<Record<string, string | boolean | null>>[]
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
 export function saveConfig(config: MachineConfig): SavedConfig {
   const path = (content: string | Uint8Array | undefined) => (typeof content === 'string' ? content : null)
-  return { ...config, kernel: path(config.kernel), initrd: path(config.initrd) }
+  return {
+    ...config,
+    kernel: path(config.kernel),
+    initrd: path(config.initrd),
+    disks: config.disks.map(disk => ({ ...saveDisk(disk) })),
+  }
 }
 
 /**
@@ -28,6 +33,6 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     cpu: text('cpu', fields.cpu),
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
     memory: memorySize(fields.memory, limits.memory),
-    disks: parseDisks(fields.disks),
+    disks: parseSavedDisks(fields.disks),
   }
 }

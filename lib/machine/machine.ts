@@ -17,7 +17,7 @@ import { aboutVcpu } from './about.js'
 import { buildMachine, type Parts, rebuildMachine } from './builder.js'
 import { Checkpoint } from './checkpoint.js'
 import type { Console } from './console.js'
-import { closeDisks, freezeDisks, thawDisks } from './disk-states.js'
+import { closeDisks, diskFiles, freezeDisks, loadDisks, thawDisks } from './disk-states.js'
 import { closePeripherals, openPeripherals, type Peripheral } from './peripherals.js'
 import type { PlatformEvents } from './platform.js'
 import { crashReport, exitFacts } from './report.js'
@@ -161,11 +161,12 @@ export class Machine extends EventEmitter<MachineEvents> {
     const config = checkSnapshot(snapshot, kvm)
     try {
       const images = openImages(snapshot)
-      const machine = await Machine.#make(config, 'paused', (peripherals, events) =>
-        rebuildMachine(kvm, images, config.vcpus, peripherals, events, parts =>
+      const machine = await Machine.#make(config, 'paused', (peripherals, events) => {
+        loadDisks(peripherals, snapshot.files)
+        return rebuildMachine(kvm, images, config.vcpus, peripherals, events, parts =>
           applyMoment(parts, snapshot.state, { clock }),
-        ),
-      )
+        )
+      })
       machine.#parts.ram.saved()
       machine.#base = { directory: snapshot.directory, id: snapshot.id }
       return machine
@@ -261,7 +262,8 @@ export class Machine extends EventEmitter<MachineEvents> {
         config: saveConfig(this.config),
         vcpus: moment.vcpus.map(vcpu => ({ ...vcpu, about: aboutVcpu(vcpu) })),
       }
-      const contents = { state, memory: ram.source(differential), ...(differential && { parent: this.#base! }) }
+      const files = diskFiles(this.#parts.virtio.peripherals)
+      const contents = { state, memory: ram.source(differential), files, ...(differential && { parent: this.#base! }) }
       const info = await writeSnapshot(directory, contents, { ...options, signal })
       ram.saved()
       this.#base = { directory: info.directory, id: info.id }

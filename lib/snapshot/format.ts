@@ -1,10 +1,11 @@
 /**
- * The on-disk format of a snapshot, a directory of four files:
+ * The on-disk format of a snapshot, a directory of four files, and one for each disk with an overlay:
  *
  * - `manifest.json`: everything that a person may want to read, and where the rest lies.
  * - `state`: the raw bytes of every state, one after the other, then the tables of the memory.
  * - `memory`: guest memory, page-aligned and sparse: a zero page is a hole. A differential has only the pages of its
  *   extents; all others are the parent's.
+ * - `disk0` and so on: what was written over a disk's image, as `storage/overlay-file.ts` has it.
  * - `checksums`: of `manifest.json` and `state`, as `sha256sum -c` takes them. They are checked whenever a snapshot is
  *   read. `memory` has a checksum per chunk in `state`, since a restore must not read it all.
  */
@@ -52,6 +53,13 @@ export interface MemorySource {
   }[]
 }
 
+/** A file that is part of a snapshot, beside those that each one has. */
+export interface AddedFile {
+  readonly name: string
+  /** Bytes. */
+  readonly size: number
+}
+
 /** Where the bytes of a table or state lie in `state`. */
 export type BlobTable = Readonly<Record<string, Extent>>
 
@@ -80,6 +88,7 @@ export interface Manifest {
   readonly devices: Readonly<Record<string, Json>>
   readonly vm: BlobTable
   readonly vcpus: readonly { readonly id: number; readonly about: Json; readonly state: BlobTable }[]
+  readonly files: readonly AddedFile[]
   /** Bytes of the file `state`. */
   readonly stateSize: number
   readonly memory: {
@@ -99,6 +108,9 @@ export const CHUNK_SIZE = 2 ** 20
 
 export const FILES = { manifest: 'manifest.json', state: 'state', memory: 'memory', checksums: 'checksums' } as const
 
+/** The names that added files may have. */
+export const ADDED_NAME = /^disk\d{1,2}$/
+
 /** A snapshot beyond these is refused before anything is allocated for it, and not written either. */
 export const LIMITS = {
   /** Bytes. */
@@ -106,10 +118,13 @@ export const LIMITS = {
   checksums: 4096,
   state: 2 ** 28,
   memory: 2 ** 44,
+  /** Of one added file. */
+  file: 2 ** 50,
   /** What a manifest may hold: an array or object of many small ones takes far more memory than text. */
   jsonValues: 2 ** 21,
   jsonDepth: 64,
   vcpus: 4096,
+  files: 100,
   regions: 1024,
   /** Of one vCPU or of the VM. */
   blobs: 256,

@@ -57,11 +57,21 @@ export function parseManifest(path: string, bytes: Uint8Array): f.Manifest {
         about: vcpu.at('about').json(),
         state: parseBlobs(vcpu.at('state')),
       })),
+    files: top
+      .at('files')
+      .list(f.LIMITS.files)
+      .map(file => ({
+        name: file.at('name').text(f.ADDED_NAME, 'the name of such a file'),
+        size: file.at('size').integer(0, f.LIMITS.file),
+      })),
     stateSize: top.at('stateSize').integer(0, f.LIMITS.state),
     memory: parseMemory(top.at('memory'), top.has('parent')),
   }
   if (new Set(manifest.vcpus.map(({ id }) => id)).size < manifest.vcpus.length) {
     top.at('vcpus').bad('two vCPUs have the same id')
+  }
+  if (new Set(manifest.files.map(({ name }) => name)).size < manifest.files.length) {
+    top.at('files').bad('two files have the same name')
   }
   checkTiling(top.at('stateSize'), manifest)
   return manifest

@@ -3,7 +3,7 @@ import { readFileSync, readlinkSync } from 'node:fs'
 import { lstat, mkdir, open, readdir, realpath, rename, rm } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { SnapshotError } from '../errors.js'
-import { FILES, FORMAT } from './format.js'
+import { ADDED_NAME, FILES, FORMAT } from './format.js'
 import { isSystemError } from './system-error.js'
 
 /*
@@ -74,7 +74,7 @@ async function obstacle(target: string): Promise<string | undefined> {
   }
   if (names.length === 0) return undefined
   const known: readonly string[] = Object.values(FILES)
-  const foreign = names.find(name => !known.includes(name))
+  const foreign = names.find(name => !known.includes(name) && !ADDED_NAME.test(name))
   if (foreign !== undefined) return `it holds ${JSON.stringify(foreign)}, which is no part of a snapshot`
   const path = join(target, FILES.manifest)
   const isFile = names.includes(FILES.manifest) && (await lstat(path)).isFile()

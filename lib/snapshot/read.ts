@@ -1,6 +1,6 @@
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
-import { resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { SnapshotError } from '../errors.js'
 import { checkExtentCount, checkParent, type PlacedRegion, placeMemory } from './chain.js'
 import { DAMAGED } from './fields.js'
@@ -18,6 +18,8 @@ export interface Snapshot {
   readonly parent?: { readonly id: string; readonly directory: string }
   readonly state: MachineState
   readonly memory: { readonly regions: readonly PlacedRegion[] }
+  /** Further files of it, by their paths. */
+  readonly files: readonly { readonly name: string; readonly path: string }[]
   /** The directories that memory comes from: this one, its parent, ..., the full snapshot at the end. */
   readonly chain: readonly string[]
 }
@@ -38,6 +40,7 @@ export async function readSnapshot(directory: string): Promise<Snapshot> {
     ...(parent && { parent: { id: parent.manifest.id, directory: parent.directory } }),
     state: machineState(chain[0]!),
     memory: { regions: placeMemory(chain) },
+    files: manifest.files.map(({ name }) => ({ name, path: join(path, name) })),
     chain: chain.map(layer => layer.directory),
   }
 }
@@ -120,11 +123,13 @@ async function loadLayer(directory: string): Promise<Layer> {
   const manifest = readManifest(directory, manifestBytes, checksums)
   const state = await readWhole(directory, FILES.state, LIMITS.state, manifest.stateSize)
   const layer = readLayer(directory, manifest, state, checksums)
-  const memory = await openRegular(directory, FILES.memory)
-  try {
-    checkSize(`${directory}/${FILES.memory}`, (await memory.stat()).size, manifest.memory.size)
-  } finally {
-    await memory.close()
+  for (const { name, size } of [{ name: FILES.memory, size: manifest.memory.size }, ...manifest.files]) {
+    const file = await openRegular(directory, name)
+    try {
+      checkSize(`${directory}/${name}`, (await file.stat()).size, size)
+    } finally {
+      await file.close()
+    }
   }
   return layer
 }

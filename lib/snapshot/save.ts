@@ -17,8 +17,18 @@ import { systemProblem } from './system-error.js'
 export interface SnapshotContents {
   readonly state: f.MachineState
   readonly memory: f.MemorySource
+  /** Further files: the snapshot is as they are once they are written. */
+  readonly files?: readonly FileToAdd[] | undefined
   /** What the differential is based on: it stays needed, in this place. */
   readonly parent?: { readonly directory: string; readonly id: string } | undefined
+}
+
+/** A file that is to be part of a snapshot. */
+export interface FileToAdd {
+  /** As `ADDED_NAME` has them. */
+  readonly name: string
+  /** Writes its content; its size is what it then has. */
+  write(file: FileHandle, signal: AbortSignal | undefined): Promise<void>
 }
 
 export interface SnapshotInfo {
@@ -39,7 +49,7 @@ export interface SnapshotInfo {
  */
 export async function writeSnapshot(
   directory: string,
-  { state, memory, parent }: SnapshotContents,
+  { state, memory, parent, files = [] }: SnapshotContents,
   options: ProgressOptions = {},
 ): Promise<SnapshotInfo> {
   checkSource(memory)
@@ -47,6 +57,7 @@ export async function writeSnapshot(
     const base = parent && (await readParent(target, parent, memory))
     return {
       state,
+      files,
       id: randomUUID(),
       created: new Date().toISOString(),
       parent: base,
@@ -60,6 +71,7 @@ export async function writeSnapshot(
 /** All that is needed to write a snapshot. */
 export interface Draft {
   readonly state: f.MachineState
+  readonly files: readonly FileToAdd[]
   readonly id: string
   readonly created: string
   readonly parent?: { readonly id: string; readonly path: string } | undefined
@@ -129,6 +141,16 @@ async function writeFiles(directory: string, draft: Draft, options: ProgressOpti
     ...(parent && { extents: state.add(encodeExtents(extents)) }),
     checksums: state.add(checksums),
   }))
+  const files: f.AddedFile[] = []
+  let bytes = memory.bytes
+  for (const { name, write } of draft.files) {
+    const { size, blocks } = await writeFile(directory, name, async file => {
+      await write(file, options.signal)
+      return file.stat()
+    })
+    files.push({ name, size })
+    bytes += Math.min(size, blocks * 512)
+  }
   const manifest: Omit<f.Manifest, 'stateSize'> = {
     format: f.FORMAT,
     version: f.VERSION,
@@ -140,6 +162,7 @@ async function writeFiles(directory: string, draft: Draft, options: ProgressOpti
     devices: machine.devices,
     vm,
     vcpus,
+    files,
     memory: { pageSize: f.PAGE_SIZE, chunkSize: f.CHUNK_SIZE, size: memory.size, regions },
   }
   const stateBytes = state.bytes()
@@ -147,7 +170,6 @@ async function writeFiles(directory: string, draft: Draft, options: ProgressOpti
   const checksums = encodeChecksums(manifestBytes, stateBytes)
   checkReadable(manifestBytes, stateBytes, checksums)
   const small = { [f.FILES.manifest]: manifestBytes, [f.FILES.state]: stateBytes, [f.FILES.checksums]: checksums }
-  let bytes = memory.bytes
   for (const [name, content] of Object.entries(small)) {
     await writeFile(directory, name, file => file.writeFile(content))
     bytes += content.length

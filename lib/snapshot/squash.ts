@@ -1,5 +1,7 @@
+import { join } from 'node:path'
 import { SnapshotError } from '../errors.js'
 import { type PlacedRegion, placeMemory } from './chain.js'
+import { copySparse } from './copy-sparse.js'
 import type { Piece, ProgressOptions, RegionPlan } from './memory-file.js'
 import { MemoryReader } from './memory-reader.js'
 import { machineState, readChain } from './read.js'
@@ -34,6 +36,10 @@ export async function squashSnapshot(
       await verifyChain(chain, { onProgress: done => onProgress?.(done, total), signal })
       return {
         state: machineState(newest),
+        files: newest.manifest.files.map(({ name }) => ({
+          name,
+          write: (file, signal) => copySparse(join(newest.directory, name), file, signal),
+        })),
         id: newest.manifest.id,
         created: newest.manifest.created,
         guestAddresses: regions.map(({ guestAddress }) => guestAddress),

@@ -1,5 +1,9 @@
+import type { FileHandle } from 'node:fs/promises'
+import { promisify } from 'node:util'
 import { type BlockStorage, type Done, join, lengthOf, SECTOR, slice } from './block-storage.js'
+import { openOverlayFile, writeOverlayFile } from './overlay-file.js'
 import { OverlayLayer } from './overlay-layer.js'
+import { SectorMap } from './sector-map.js'
 
 /** What was written over an image at one moment. Without `close`, the garbage collector lets go of it in time. */
 export class OverlayState {
@@ -100,6 +104,24 @@ export class Overlay implements BlockStorage {
     const below = state.layers.map(layer => layer.retain())
     for (const layer of this.#below) layer.release()
     this.#below = below
+  }
+
+  /** Writes a file with all that was written. Nothing is under way, nor begun before it is done. */
+  async save(file: FileHandle, signal?: AbortSignal): Promise<void> {
+    const sectors = new SectorMap()
+    for (const layer of [...this.#below, this.#top]) sectors.addAll(layer.sectors)
+    const read = promisify((bytes: Uint8Array, offset: number, done: Done) => this.read([bytes], offset, done))
+    await writeOverlayFile(file, { size: this.size, sectors, read }, signal)
+  }
+
+  /**
+   * Begins with what `save` wrote. The file must stay as it is; it may be removed.
+   * @throws {Error} it is none, or of an image of another size
+   */
+  load(path: string): void {
+    const layer = openOverlayFile(path, this.size)
+    for (const before of this.#below) before.release()
+    this.#below = [layer]
   }
 
   close(): void {

@@ -13,8 +13,6 @@ const ALL = 0xffff_ffff
 /** A set of sectors: a bitmap in pieces, of which only those with a bit in them take room. */
 export class SectorMap {
   readonly #pieces = new Map<number, Uint32Array>()
-  /** Pieces with a bit that was added since `takeChanged`. */
-  readonly #changed = new Set<number>()
 
   get isEmpty(): boolean {
     return this.#pieces.size === 0
@@ -33,7 +31,6 @@ export class SectorMap {
         piece[(bit - first) / WORD]! |= mask(first, last)
         bit += last - first
       }
-      this.#changed.add(index)
       at = index * PIECE + end
     }
   }
@@ -75,17 +72,23 @@ export class SectorMap {
     }
   }
 
-  /** The pieces that have changed since the last call, as bytes of the whole bitmap, sector 0 in bit 0 of byte 0. */
-  takeChanged(): { readonly offset: number; readonly bytes: Uint8Array }[] {
-    const changed = [...this.#changed].map(index => {
-      const piece = this.#pieces.get(index)!
-      return { offset: index * (PIECE / 8), bytes: new Uint8Array(piece.slice().buffer) }
-    })
-    this.#changed.clear()
-    return changed
+  /** Adds all that `other` has. */
+  addAll(other: SectorMap): void {
+    for (const [index, words] of other.#pieces) {
+      const piece = this.#pieces.get(index) ?? new Uint32Array(PIECE / WORD)
+      this.#pieces.set(index, piece)
+      for (let i = 0; i < words.length; i++) piece[i]! |= words[i]!
+    }
   }
 
-  /** Takes over what `takeChanged` gave for one piece. */
+  /** The bitmap, sector 0 in bit 0 of byte 0, but for the pieces of it that are all zero. */
+  pieces(): { readonly offset: number; readonly bytes: Uint8Array }[] {
+    return [...this.#pieces].map(([index, words]) => {
+      return { offset: index * PIECE_BYTES, bytes: new Uint8Array(words.buffer) }
+    })
+  }
+
+  /** Takes over what `pieces` gave for one piece. */
   load(offset: number, bytes: Uint8Array): void {
     const words = new Uint32Array(PIECE / WORD)
     new Uint8Array(words.buffer).set(bytes)
