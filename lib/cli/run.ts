@@ -31,7 +31,7 @@ export function runCommand(): Command {
     .option('--memory <size>', 'how much: 512M, 2G', '512M')
     .option(
       '--disk <image>',
-      'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,readonly][,direct]',
+      'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,overlay=FILE][,readonly][,direct]',
       addDisk,
     )
   return addSessionOptions(command)

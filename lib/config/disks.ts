@@ -10,6 +10,8 @@ export interface DiskOptions {
   readonly readonly?: boolean | undefined
   /** What the guest writes goes to a temporary overlay, and the image stays as it is. Default: false. */
   readonly snapshot?: boolean | undefined
+  /** The same, but in a file that is kept and gone on with the next time: its path. It is made where there is none. Default: none. */
+  readonly overlay?: string | undefined
   /** Past the host's page cache (O_DIRECT). Default: false. */
   readonly direct?: boolean | undefined
   /** Up to 20 characters of ASCII, which the guest sees. Default: `disk0` for the first, and so on. */
@@ -17,10 +19,17 @@ export interface DiskOptions {
 }
 
 /** A disk, complete and checked. */
-export type DiskConfig = { readonly [K in keyof DiskOptions]-?: Exclude<DiskOptions[K], undefined> }
+export interface DiskConfig {
+  readonly path: string
+  readonly readonly: boolean
+  readonly snapshot: boolean
+  readonly overlay: string | null
+  readonly direct: boolean
+  readonly serial: string
+}
 
 const FLAGS = ['readonly', 'snapshot', 'direct'] as const
-const KEYS = ['path', ...FLAGS, 'serial'] as const
+const KEYS = ['path', ...FLAGS, 'overlay', 'serial'] as const
 /** The guest's disks have names up to /dev/vdz. */
 const MOST = 26
 const SERIAL_MAX = 20
@@ -46,10 +55,12 @@ function parseDisk(field: string, value: unknown, index: number): DiskConfig {
     const problem = 'there is no such field'
     throw new ConfigError(`${field}.${unknown}`, disk[unknown], problem, `the fields are ${KEYS.join(', ')}`)
   }
-  const { path, serial = `disk${index}` } = disk
-  if (typeof path !== 'string' || path === '' || path.includes('\0')) {
-    throw new ConfigError(`${field}.path`, path, 'it is no path', 'give the path of a raw disk image')
-  }
+  const { serial = `disk${index}` } = disk
+  const path = parsePath(`${field}.path`, disk.path, 'give the path of a raw disk image')
+  const overlay =
+    disk.overlay === undefined || disk.overlay === null
+      ? null
+      : parsePath(`${field}.overlay`, disk.overlay, 'give the path of a file to be made, or made before')
   if (typeof serial !== 'string' || serial.length > SERIAL_MAX || !/^[\x20-\x7e]*$/.test(serial)) {
     throw new ConfigError(
       `${field}.serial`,
@@ -63,27 +74,29 @@ function parseDisk(field: string, value: unknown, index: number): DiskConfig {
     boolean,
     boolean,
   ]
-  if (readonly && snapshot) {
-    throw new ConfigError(
-      `${field}.snapshot`,
-      true,
-      'a disk that is only read needs none',
-      'give one of snapshot, readonly',
-    )
+  const ways = { readonly, snapshot, overlay: overlay !== null }
+  const chosen = Object.keys(ways).filter(way => ways[way as keyof typeof ways])
+  if (chosen.length > 1) {
+    throw new ConfigError(field, chosen.join(' and '), 'these do not go together', 'give one of them')
   }
-  // Wherever a snapshot of the machine is restored, it is the same one.
-  return { path: resolve(path), readonly, snapshot, direct, serial }
+  return { path, readonly, snapshot, overlay, direct, serial }
+}
+
+/** Wherever a snapshot of the machine is restored, it is the same file: relative paths would not do. */
+function parsePath(field: string, value: unknown, remedy: string): string {
+  if (typeof value === 'string' && value !== '' && !value.includes('\0')) return resolve(value)
+  throw new ConfigError(field, value, 'it is no path', remedy)
 }
 
 /** A disk as a snapshot keeps it. */
 export interface SavedDisk extends DiskConfig {
-  /** Of an image that is a file: its size in bytes and when it was last written, in nanoseconds. */
+  /** Of the image and the overlay, where they are files: size in bytes, and when they were last written, in nanoseconds. */
   readonly image: string | null
 }
 
 /** What a snapshot keeps of a disk: its image is no part of it, and must be the same when the machine is restored. */
 export function saveDisk(disk: DiskConfig): SavedDisk {
-  return { ...disk, image: imageStamp(disk.path) }
+  return { ...disk, image: stampOf(disk) }
 }
 
 /**
@@ -93,15 +106,15 @@ export function saveDisk(disk: DiskConfig): SavedDisk {
 export function parseSavedDisks(value: unknown): DiskConfig[] {
   if (!Array.isArray(value)) return parseDisks(value)
   const disks = parseDisks(value.map(disk => withoutStamp(disk)))
-  for (const [index, { path }] of disks.entries()) {
+  for (const [index, disk] of disks.entries()) {
     const { image } = value[index] as { readonly image?: unknown }
-    const now = imageStamp(path)
+    const now = stampOf(disk)
     if (image === now || typeof image !== 'string') continue
     const problem =
       now === null ? 'the image is not there any more' : 'the image was written to since the snapshot was taken'
     const remedy =
       'bring it back as it was, with its time stamp, or take the snapshot with the disk as snapshot or readonly'
-    throw new ConfigError(`disks[${index}].path`, path, problem, remedy)
+    throw new ConfigError(`disks[${index}].path`, disk.path, problem, remedy)
   }
   return disks
 }
@@ -111,7 +124,12 @@ function withoutStamp(disk: unknown): unknown {
   return rest
 }
 
-function imageStamp(path: string): string | null {
+function stampOf({ path, overlay }: DiskConfig): string | null {
+  const image = fileStamp(path)
+  return image !== null && overlay !== null ? `${image}; ${fileStamp(overlay)}` : image
+}
+
+function fileStamp(path: string): string | null {
   const stats = statSync(path, { bigint: true, throwIfNoEntry: false })
   return stats?.isFile() ? `${stats.size} bytes of ${stats.mtimeNs}` : null
 }

@@ -3,8 +3,12 @@ import type { DiskConfig } from '../config/disks.js'
 import type { MachineConfig } from '../config/machine-config.js'
 import { BlockDevice } from '../devices/virtio/block.js'
 import type { VirtioDevice } from '../devices/virtio/device.js'
+import { ConfigError } from '../errors.js'
 import { openImageFile } from '../kvm/image-file.js'
+import type { BlockStorage } from '../storage/block-storage.js'
 import { Overlay } from '../storage/overlay.js'
+import { openKeptLayer } from '../storage/overlay-file.js'
+import { OverlayLayer } from '../storage/overlay-layer.js'
 import { RawImage } from '../storage/raw-image.js'
 
 /** A virtio device, and its name in snapshots and messages. Their order is that of their places in the machine. */
@@ -27,7 +31,7 @@ export async function openPeripherals(config: MachineConfig, onFailure: DeviceFa
   try {
     for (const [index, disk] of config.disks.entries()) {
       const name = `disk${index}`
-      peripherals.push(openDisk(name, `disks[${index}].path`, disk, error => onFailure(name, error)))
+      peripherals.push(openDisk(name, `disks[${index}]`, disk, error => onFailure(name, error)))
     }
     return peripherals
   } catch (error) {
@@ -38,11 +42,32 @@ export async function openPeripherals(config: MachineConfig, onFailure: DeviceFa
 
 function openDisk(name: string, field: string, disk: DiskConfig, onError: (error: Error) => void): Peripheral {
   const { path, direct, serial, snapshot } = disk
-  const readonly = disk.readonly || snapshot
-  const image = RawImage.open({ field, path, readonly, direct, openFile: openImageFile })
-  const overlay = snapshot ? new Overlay(image, tmpdir()) : undefined
-  const device = new BlockDevice(overlay ?? image, { serial, onError })
-  return { name, device, ...(!disk.readonly && { disk: { path, overlay } }) }
+  const readonly = disk.readonly || snapshot || disk.overlay !== null
+  const image = RawImage.open({ field: `${field}.path`, path, readonly, direct, openFile: openImageFile })
+  try {
+    const overlay = snapshot ? new Overlay(image, () => OverlayLayer.temporary(tmpdir())) : undefined
+    const storage = overlay ?? (disk.overlay === null ? image : openKept(image, `${field}.overlay`, disk.overlay))
+    const device = new BlockDevice(storage, { serial, onError })
+    return { name, device, ...(!disk.readonly && { disk: { path, overlay } }) }
+  } catch (error) {
+    image.close()
+    throw error
+  }
+}
+
+function openKept(image: RawImage, field: string, path: string): BlockStorage {
+  try {
+    return new Overlay(image, () => openKeptLayer(path, image.size, openImageFile))
+  } catch (error) {
+    if (error instanceof ConfigError) throw error
+    const problem = `it cannot be used as an overlay: ${(error as Error).message}`
+    throw new ConfigError(
+      field,
+      path,
+      problem,
+      'give a file that was made for this image, or one that is not there yet',
+    )
+  }
 }
 
 export async function closePeripherals(peripherals: readonly Peripheral[]): Promise<void> {

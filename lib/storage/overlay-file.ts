@@ -7,10 +7,13 @@
  *
  * Numbers are little-endian.
  */
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
-import { SECTOR } from './block-storage.js'
+import { type Done, join, SECTOR } from './block-storage.js'
+import { sync, writeFully } from './file-io.js'
+import { takeImage } from './image-lock.js'
 import { OverlayLayer } from './overlay-layer.js'
+import type { ImageFile } from './raw-image.js'
 import { PIECE_BYTES, SectorMap } from './sector-map.js'
 
 const PAGE = 4096
@@ -33,12 +36,9 @@ export interface OverlaySource {
 /** Writes a file with all that `source` has. */
 export async function writeOverlayFile(file: FileHandle, source: OverlaySource, signal?: AbortSignal): Promise<void> {
   const { size, sectors } = source
-  const header = Buffer.alloc(PAGE)
-  MAGIC.copy(header)
-  header.writeBigUInt64LE(BigInt(size), MAGIC.length)
   const start = dataStart(size)
   await file.truncate(start + size)
-  await file.write(header, 0, PAGE, 0)
+  await file.write(headerOf(size), 0, PAGE, 0)
   for (const { offset, bytes } of sectors.pieces()) {
     await file.write(bytes, 0, Math.min(bytes.length, start - PAGE - offset), PAGE + offset)
   }
@@ -62,7 +62,101 @@ export async function writeOverlayFile(file: FileHandle, source: OverlaySource, 
  * @throws {Error} it is none, or of a disk of another size
  */
 export function openOverlayFile(path: string, size: number): OverlayLayer {
-  const fd = openSync(path, 'r')
+  return openLayer(path, 'r', size, (fd, sectors) => new OverlayLayer(fd, dataStart(size), sectors))
+}
+
+/**
+ * Opens such a file to go on with it, or makes an empty one.
+ * @throws {Error} it is something else, of a disk of another size, or may not be written
+ */
+export function openKeptLayer(
+  path: string,
+  size: number,
+  openFile: (path: string, writable: boolean) => ImageFile,
+): OverlayLayer {
+  if (!existsSync(path)) createOverlayFile(path, size)
+  const lock = openFile(path, true)
+  try {
+    if (!takeImage(lock, true)) throw new Error('another machine has it open')
+    return openLayer(path, 'r+', size, (fd, sectors) => new KeptLayer(fd, lock, dataStart(size), sectors))
+  } catch (error) {
+    lock.close()
+    throw error
+  }
+}
+
+/** What is kept: data and bitmap are on the disk once `flush` is done, and the bitmap never tells of what is not. */
+class KeptLayer extends OverlayLayer {
+  readonly #lock: ImageFile
+  #flushing = false
+  #waiting: Done[] = []
+
+  constructor(fd: number, lock: ImageFile, start: number, sectors: SectorMap) {
+    super(fd, start, sectors)
+    this.#lock = lock
+  }
+
+  protected override close(): void {
+    super.close()
+    this.#lock.close()
+  }
+
+  override flush(done: Done): void {
+    this.#waiting.push(done)
+    if (!this.#flushing) this.#flush()
+  }
+
+  #flush(): void {
+    const dones = this.#waiting
+    this.#waiting = []
+    this.#flushing = true
+    const changed = this.sectors.takeChanged()
+    const finish = (error: Error | null) => {
+      if (error) this.sectors.untakeChanged(changed)
+      this.#flushing = false
+      if (this.#waiting.length > 0) this.#flush()
+      for (const done of dones) done(error)
+    }
+    sync(this.fd, error => {
+      if (error || changed.length === 0) finish(error)
+      else this.#writeBitmap(changed, error => (error ? finish(error) : sync(this.fd, finish)))
+    })
+  }
+
+  #writeBitmap(pieces: readonly { readonly offset: number; readonly bytes: Uint8Array }[], done: Done): void {
+    const one = join(pieces.length, done)
+    for (const { offset, bytes } of pieces) {
+      // The last piece may be longer than the bitmap.
+      const length = Math.min(bytes.length, this.start - PAGE - offset)
+      writeFully(this.fd, [bytes.subarray(0, length)], PAGE + offset, one)
+    }
+  }
+}
+
+function createOverlayFile(path: string, size: number): void {
+  const fd = openSync(path, 'wx', 0o600)
+  try {
+    ftruncateSync(fd, dataStart(size) + size)
+    writeSync(fd, headerOf(size), 0, PAGE, 0)
+  } finally {
+    closeSync(fd)
+  }
+}
+
+function headerOf(size: number): Buffer {
+  const header = Buffer.alloc(PAGE)
+  MAGIC.copy(header)
+  header.writeBigUInt64LE(BigInt(size), MAGIC.length)
+  return header
+}
+
+function openLayer(
+  path: string,
+  flags: string,
+  size: number,
+  make: (fd: number, sectors: SectorMap) => OverlayLayer,
+): OverlayLayer {
+  const fd = openSync(path, flags)
   try {
     const header = readAt(fd, 0, PAGE)
     if (!header.subarray(0, MAGIC.length).equals(MAGIC)) throw new Error(`${path}: it is no disk overlay`)
@@ -76,7 +170,7 @@ export function openOverlayFile(path: string, size: number): OverlayLayer {
     for (let at = 0; at < bytes; at += PIECE_BYTES) {
       sectors.load(at, readAt(fd, PAGE + at, Math.min(PIECE_BYTES, bytes - at)))
     }
-    return new OverlayLayer(fd, start, sectors)
+    return make(fd, sectors)
   } catch (error) {
     closeSync(fd)
     throw error

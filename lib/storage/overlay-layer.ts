@@ -12,14 +12,14 @@ import { SectorMap } from './sector-map.js'
  */
 export class OverlayLayer {
   readonly sectors: SectorMap
-  readonly #fd: number
+  protected readonly fd: number
   /** Where sector 0 lies in the file. */
-  readonly #start: number
+  protected readonly start: number
   #users = 1
 
   constructor(fd: number, start = 0, sectors = new SectorMap()) {
-    this.#fd = fd
-    this.#start = start
+    this.fd = fd
+    this.start = start
     this.sectors = sectors
   }
 
@@ -45,16 +45,25 @@ export class OverlayLayer {
   }
 
   release(): void {
-    if (--this.#users === 0) closeSync(this.#fd)
+    if (--this.#users === 0) this.close()
+  }
+
+  protected close(): void {
+    closeSync(this.fd)
+  }
+
+  /** What goes with the machine needs no place on a disk. */
+  flush(done: Done): void {
+    process.nextTick(done, null)
   }
 
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void {
-    readFully(this.#fd, buffers, this.#start + offset, done)
+    readFully(this.fd, buffers, this.start + offset, done)
   }
 
   /** The sectors are in the layer once they are written. */
   write(buffers: readonly Uint8Array[], offset: number, length: number, done: Done): void {
-    writeFully(this.#fd, buffers, this.#start + offset, error => {
+    writeFully(this.fd, buffers, this.start + offset, error => {
       if (!error) this.sectors.add(offset / SECTOR, length / SECTOR)
       done(error)
     })

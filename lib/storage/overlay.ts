@@ -2,7 +2,7 @@ import type { FileHandle } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { type BlockStorage, type Done, join, lengthOf, SECTOR, slice } from './block-storage.js'
 import { openOverlayFile, writeOverlayFile } from './overlay-file.js'
-import { OverlayLayer } from './overlay-layer.js'
+import type { OverlayLayer } from './overlay-layer.js'
 import { SectorMap } from './sector-map.js'
 
 /** What was written over an image at one moment. Without `close`, the garbage collector lets go of it in time. */
@@ -34,24 +34,24 @@ interface Part {
 const ZEROS = new Uint8Array(2 ** 20)
 
 /**
- * Copy-on-write over an image, which stays as it is: what is written goes to a temporary file, sector by sector. To keep a moment costs
- * nothing: the file so far becomes a layer that is only read, and a new one is begun.
+ * Copy-on-write over an image, which stays as it is: what is written goes to a layer above it, sector by sector. To keep a moment costs
+ * nothing: the layer so far is only read from then on, and a new one is begun.
  */
 export class Overlay implements BlockStorage {
   readonly size: number
   readonly readonly = false
   readonly #base: BlockStorage
-  readonly #directory: string
+  readonly #makeLayer: () => OverlayLayer
   /** What is only read, the newest last. */
   #below: readonly OverlayLayer[] = []
   #top: OverlayLayer
 
-  /** @param directory where temporary files are made */
-  constructor(base: BlockStorage, directory: string) {
+  /** @param makeLayer makes an empty layer, but for the first: that one may have something in it */
+  constructor(base: BlockStorage, makeLayer: () => OverlayLayer) {
     this.size = base.size
     this.#base = base
-    this.#directory = directory
-    this.#top = OverlayLayer.temporary(directory)
+    this.#makeLayer = makeLayer
+    this.#top = makeLayer()
   }
 
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void {
@@ -69,9 +69,8 @@ export class Overlay implements BlockStorage {
     this.#top.write(buffers, offset, lengthOf(buffers), done)
   }
 
-  /** What goes with the machine needs no place on a disk. */
   flush(done: Done): void {
-    process.nextTick(done, null)
+    this.#top.flush(done)
   }
 
   /** What was written stays: it would be the image's sectors that show otherwise. */
@@ -91,14 +90,14 @@ export class Overlay implements BlockStorage {
   freeze(): OverlayState {
     if (!this.#top.sectors.isEmpty) {
       this.#below = [...this.#below, this.#top]
-      this.#top = OverlayLayer.temporary(this.#directory)
+      this.#top = this.#makeLayer()
     }
     return new OverlayState(this.#below)
   }
 
   /** Makes the content what it was at the moment of `state`, which is of an overlay of the same image. Nothing is under way. */
   thaw(state: OverlayState): void {
-    const top = this.#top.sectors.isEmpty ? this.#top : OverlayLayer.temporary(this.#directory)
+    const top = this.#top.sectors.isEmpty ? this.#top : this.#makeLayer()
     if (top !== this.#top) this.#top.release()
     this.#top = top
     const below = state.layers.map(layer => layer.retain())

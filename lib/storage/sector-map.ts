@@ -13,6 +13,8 @@ const ALL = 0xffff_ffff
 /** A set of sectors: a bitmap in pieces, of which only those with a bit in them take room. */
 export class SectorMap {
   readonly #pieces = new Map<number, Uint32Array>()
+  /** Pieces with a bit that was added since `takeChanged`. */
+  readonly #changed = new Set<number>()
 
   get isEmpty(): boolean {
     return this.#pieces.size === 0
@@ -31,6 +33,7 @@ export class SectorMap {
         piece[(bit - first) / WORD]! |= mask(first, last)
         bit += last - first
       }
+      this.#changed.add(index)
       at = index * PIECE + end
     }
   }
@@ -86,6 +89,20 @@ export class SectorMap {
     return [...this.#pieces].map(([index, words]) => {
       return { offset: index * PIECE_BYTES, bytes: new Uint8Array(words.buffer) }
     })
+  }
+
+  /** Copies of those pieces that were added to since the last call. */
+  takeChanged(): { readonly offset: number; readonly bytes: Uint8Array }[] {
+    const changed = [...this.#changed].map(index => {
+      return { offset: index * PIECE_BYTES, bytes: new Uint8Array(this.#pieces.get(index)!.slice().buffer) }
+    })
+    this.#changed.clear()
+    return changed
+  }
+
+  /** Undoes a `takeChanged` that was of no use. */
+  untakeChanged(pieces: readonly { readonly offset: number }[]): void {
+    for (const { offset } of pieces) this.#changed.add(offset / PIECE_BYTES)
   }
 
   /** Takes over what `pieces` gave for one piece. */

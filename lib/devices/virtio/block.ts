@@ -98,8 +98,14 @@ export class BlockDevice implements VirtioDevice {
 
   loadState(): void {}
 
-  close(): void {
-    this.#storage.close()
+  close(): Promise<void> {
+    return new Promise(resolve => {
+      this.#storage.flush(error => {
+        if (error) this.#onError?.(error)
+        this.#storage.close()
+        resolve()
+      })
+    })
   }
 
   #work(): void {

@@ -4,9 +4,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import fc from 'fast-check'
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { openImageFile } from '../../../lib/kvm/image-file.js'
 import { type BlockStorage, type Done, SECTOR } from '../../../lib/storage/block-storage.js'
 import { Overlay, type OverlayState } from '../../../lib/storage/overlay.js'
+import { openKeptLayer } from '../../../lib/storage/overlay-file.js'
+import { OverlayLayer } from '../../../lib/storage/overlay-layer.js'
 import { MemoryStorage } from './memory-storage.js'
 
 let directory: string
@@ -16,6 +19,7 @@ beforeAll(async () => {
 afterAll(() => rmSync(directory, { recursive: true }))
 
 const SECTORS = 64
+const temporary = () => OverlayLayer.temporary(directory)
 
 const wait = promisify((act: (done: Done) => void, done: Done) => act(done))
 const read = async (storage: BlockStorage, offset: number, length: number) => {
@@ -56,7 +60,7 @@ it('is the image with what was written over it, at whatever moment; the image st
     fc.asyncProperty(fc.array(step, { maxLength: 25 }), async steps => {
       const image = base()
       const untouched = image.bytes.slice()
-      let overlay = new Overlay(image, directory)
+      let overlay = new Overlay(image, temporary)
       const opened = [overlay]
       let model = untouched.slice()
       const moments: { state: OverlayState; model: Uint8Array }[] = []
@@ -67,7 +71,7 @@ it('is the image with what was written over it, at whatever moment; the image st
           if (!moment) continue
           // A second one goes on from there, the first is left as it is.
           if (step.do === 'fork') {
-            overlay = new Overlay(image, directory)
+            overlay = new Overlay(image, temporary)
             opened.push(overlay)
           }
           overlay.thaw(moment.state)
@@ -92,7 +96,7 @@ it('is the image with what was written over it, at whatever moment; the image st
   // Its files had no names, and none of them is open any more.
   expect(readdirSync(directory)).toEqual([])
   const open = readdirSync('/proc/self/fd').length
-  const overlay = new Overlay(base(), directory)
+  const overlay = new Overlay(base(), temporary)
   await write(overlay, 0, new Uint8Array(SECTOR))
   const state = overlay.freeze()
   expect(readdirSync('/proc/self/fd').length).toBe(open + 2)
@@ -103,7 +107,7 @@ it('is the image with what was written over it, at whatever moment; the image st
 
 it('is saved with all its layers, and another goes on from that, also where the file is gone by then', async () => {
   const image = base()
-  const overlay = new Overlay(image, directory)
+  const overlay = new Overlay(image, temporary)
   await write(overlay, 2 * SECTOR, new Uint8Array(SECTOR).fill(1))
   overlay.freeze().close()
   await write(overlay, 3 * SECTOR, new Uint8Array(2 * SECTOR).fill(2))
@@ -114,9 +118,9 @@ it('is saved with all its layers, and another goes on from that, also where the 
   const expected = await read(overlay, 0, image.size)
   overlay.close()
 
-  const again = new Overlay(image, directory)
+  const again = new Overlay(image, temporary)
   again.load(path)
-  const other = new Overlay(new MemoryStorage(SECTORS + 1), directory)
+  const other = new Overlay(new MemoryStorage(SECTORS + 1), temporary)
   expect(() => other.load(path)).toThrow(/a disk of 32768 bytes, and the image has 33280/)
   const bytes = readFileSync(path)
   for (const [name, change, message] of [
@@ -136,8 +140,35 @@ it('is saved with all its layers, and another goes on from that, also where the 
   other.close()
 })
 
+describe('in a file that is kept', () => {
+  const kept = (image: BlockStorage, path: string) =>
+    new Overlay(image, () => openKeptLayer(path, image.size, openImageFile))
+
+  it('is gone on with the next time, as far as it was flushed', async () => {
+    const image = base()
+    const path = join(directory, 'kept')
+    let overlay = kept(image, path)
+    await write(overlay, SECTOR, new Uint8Array(2 * SECTOR).fill(1))
+    const flushes = [wait(done => overlay.flush(done)), write(overlay, 5 * SECTOR, new Uint8Array(SECTOR).fill(2))]
+    flushes.push(wait(done => overlay.flush(done)))
+    await Promise.all(flushes)
+    await wait(done => overlay.flush(done))
+    await write(overlay, 7 * SECTOR, new Uint8Array(SECTOR).fill(3))
+    expect(() => kept(image, path)).toThrow(/another machine has it open/)
+    const expected = await read(overlay, 0, 7 * SECTOR)
+    overlay.close()
+    overlay = kept(image, path)
+    expect(same(await read(overlay, 0, 7 * SECTOR), expected)).toBe(true)
+    // As a disk whose power went away.
+    expect((await read(overlay, 7 * SECTOR, SECTOR))[0]).toBe(image.bytes[7 * SECTOR])
+    overlay.close()
+    expect(() => kept(new MemoryStorage(SECTORS / 2), path)).toThrow(/of a disk of 32768 bytes/)
+    rmSync(path)
+  })
+})
+
 it('tells of a directory where no temporary file can be made', () => {
   const file = join(directory, 'file')
   writeFileSync(file, '')
-  expect(() => new Overlay(base(), file)).toThrow(/TMPDIR: .*ENOTDIR.*set TMPDIR/)
+  expect(() => new Overlay(base(), () => OverlayLayer.temporary(file))).toThrow(/TMPDIR: .*ENOTDIR.*set TMPDIR/)
 })
