@@ -42,7 +42,7 @@ void Views::Detach(Napi::Env env) {
 Napi::Function Memory::Define(Napi::Env env) {
   return DefineClass(env, "Memory",
                      {InstanceMethod<&Memory::Buffers>("buffers"), InstanceMethod<&Memory::Map>("map"),
-                      InstanceMethod<&Memory::Close>("close")});
+                      InstanceMethod<&Memory::Share>("share"), InstanceMethod<&Memory::Close>("close")});
 }
 
 // new Memory(size): anonymous. new Memory(size, file): the content of `file`, shared with it.
@@ -98,6 +98,20 @@ Napi::Value Memory::Map(const Napi::CallbackInfo& info) {
   if (file_offset + length > file->Size()) return ThrowKvmError(env, kName, EIO, "the file is too short");
   void* address = ::mmap(mapping_->address() + offset, length, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, file->fd(), static_cast<off_t>(file_offset));
+  if (address == MAP_FAILED) return ThrowKvmError(env, kName, errno);
+  return env.Undefined();
+}
+
+// share(file): from now on all of the memory is the content of `file`, shared with it. The address stays, as with map().
+Napi::Value Memory::Share(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "mmap of the memory file";
+  Napi::Env env = info.Env();
+  MemoryFile* file = UnwrapAs<MemoryFile>(info[0], "Memory: takes a MemoryFile");
+  if (!file) return env.Undefined();
+  if (!mapping_) return ThrowKvmError(env, kName, EBADF, "this Memory is closed");
+  if (mapping_->size() > file->Size()) return ThrowKvmError(env, kName, EIO, "the file is too short");
+  void* address = ::mmap(mapping_->address(), mapping_->size(), PROT_READ | PROT_WRITE,
+                         MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file->fd(), 0);
   if (address == MAP_FAILED) return ThrowKvmError(env, kName, errno);
   return env.Undefined();
 }

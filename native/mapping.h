@@ -55,6 +55,7 @@ class Memory : public Napi::ObjectWrap<Memory> {
  private:
   Napi::Value Buffers(const Napi::CallbackInfo& info);
   Napi::Value Map(const Napi::CallbackInfo& info);
+  Napi::Value Share(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Mapping> mapping_;

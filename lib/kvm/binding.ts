@@ -121,6 +121,8 @@ export interface NativeMemory {
   buffers(): ArrayBuffer[]
   /** Gives `[offset, offset + length)` the content of `file` from `fileOffset` on, copied on write. */
   map(offset: number, length: number, file: NativeMemoryFile, fileOffset: number): void
+  /** Gives all of it the content of `file`, which what is written from now on goes to. */
+  share(file: NativeMemoryFile): void
   close(): void
 }
 

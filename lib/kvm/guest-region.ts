@@ -129,6 +129,22 @@ export class GuestRegion {
   rollback(image: RegionImage, written: readonly ByteRange[]): void {
     if (image === this.#image) image.readInto(this.#memory, written)
     else this.#become(image)
+    this.#file?.close()
+    this.#file = undefined
+  }
+
+  /**
+   * Makes the memory all zero, as new memory with a file of its own is: its pages are given back, not written. Images of it stay what
+   * they are. No vCPU runs meanwhile.
+   */
+  clear(): void {
+    const file = new addon.MemoryFile(this.size, usesHugePages())
+    this.#memory.share(file)
+    this.#file?.close()
+    this.#file = file
+    this.#image?.release()
+    this.#image = undefined
+    this.#written = undefined
   }
 
   /**

@@ -51,10 +51,27 @@ export class MachineRam {
       const image = images[i]!
       // What was written, and what now goes back: written, too, from the point of view of the snapshot.
       sinceSnapshot.addAll(sinceImage)
-      for (const { offset, length } of region.image?.differences(image) ?? []) sinceSnapshot.add(offset, length)
+      // After a reset the memory is no image's copy: all that either has may differ.
+      const differences = region.image?.differences(image) ?? [...region.dataRanges(sinceImage), ...image.dataRanges()]
+      for (const { offset, length } of differences) sinceSnapshot.add(offset, length)
       region.rollback(image, sinceImage.ranges())
       sinceImage.clear()
     }
+  }
+
+  /**
+   * Makes the memory all zero, as it was before `load`, which then writes to it in whatever way. What went is written, too, from the
+   * point of view of the snapshot, and so is what comes.
+   */
+  reset(load: () => void): void {
+    this.#sweep()
+    this.#addData()
+    for (const { region, sinceImage } of this.#tracked) {
+      region.clear()
+      sinceImage.clear()
+    }
+    load()
+    this.#addData()
   }
 
   /** What is to be saved: the pages written since the last snapshot, or all that may be other than zero. */
@@ -80,6 +97,14 @@ export class MachineRam {
   inherit(other: MachineRam): void {
     for (const [i, { sinceSnapshot }] of this.#tracked.entries()) {
       sinceSnapshot.addAll(other.#tracked[i]!.sinceSnapshot)
+    }
+  }
+
+  /** All that may be other than zero is written, for the snapshot. */
+  #addData(): void {
+    for (const { region, sinceImage, sinceSnapshot } of this.#tracked) {
+      if (!region.logsDirty) continue
+      for (const { offset, length } of region.dataRanges(sinceImage)) sinceSnapshot.add(offset, length)
     }
   }
 
