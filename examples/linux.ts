@@ -19,7 +19,12 @@ const initrd = await buildInitramfs([
   { type: 'file', path: '/init', data: init, mode: 0o755 },
 ])
 
-await using l1 = await Machine.create({ kernel: guestKernel.vmlinuz, initrd, cmdline: 'console=ttyS0 quiet' })
+await using l1 = await Machine.create({
+  kernel: guestKernel.vmlinuz,
+  initrd,
+  cmdline: 'console=ttyS0 quiet',
+  reboot: false,
+})
 l1.console.pipe(process.stdout, { end: false })
 await l1.start()
 await l1.console.expect('# ', { timeout: 120_000 })

@@ -15,7 +15,13 @@ try {
   const initrd = join(directory, 'l1.cpio')
   await writeTowerImage(initrd, assets)
 
-  const l1 = await Machine.create({ kernel: assets.guestKernel.vmlinuz, initrd, cmdline: QUICK_CMDLINE, memory: '1G' })
+  const l1 = await Machine.create({
+    kernel: assets.guestKernel.vmlinuz,
+    initrd,
+    cmdline: QUICK_CMDLINE,
+    memory: '1G',
+    reboot: false,
+  })
   await l1.start()
   const before = await l1.console.expect(/"count":(\d+)}/, BOOT)
   console.log(`L2 counts: ${before.groups[0]}`)

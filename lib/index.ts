@@ -4,7 +4,8 @@ export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
 export type { DiskConfig, DiskOptions } from './config/disks.js'
-export type { MachineConfig, MachineOptions } from './config/machine-config.js'
+export type { MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
+export type { PanicEvent } from './devices/pvpanic.js'
 export { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
 export { diagnoseHost } from './host/host.js'
@@ -35,6 +36,8 @@ export {
 } from './machine/inspect.js'
 export { diffInspections, type InspectionDifference, type VcpuDifference } from './machine/inspect-diff.js'
 export {
+  type GuestPanic,
+  type GuestReset,
   Machine,
   type MachineEnd,
   type MachineState,

@@ -51,7 +51,7 @@ export interface BootOptions extends FollowOptions {
 export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<string | undefined> {
   const { level, kernel, initrd, memory } = options
   tell({ level, doing: `creating the L${level} machine` })
-  await using machine = await Machine.create({ kernel, initrd, memory, cmdline: QUICK_CMDLINE })
+  await using machine = await Machine.create({ kernel, initrd, memory, cmdline: QUICK_CMDLINE, reboot: false })
   await machine.start()
   tell({ level, doing: `booting the L${level} kernel` })
   return await follow(machine, options, tell)

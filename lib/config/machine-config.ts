@@ -19,7 +19,13 @@ export interface MachineOptions {
   readonly memory?: number | string | undefined
   /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
   readonly disks?: readonly DiskOptions[] | undefined
+  /** What a guest's reset does: it boots again, in place; or, with false, the machine ends. Default: true. */
+  readonly reboot?: boolean | undefined
+  /** What a triple fault is: the machine's end, with a report, or a reset as any other. Default: `crash`. */
+  readonly onTripleFault?: TripleFault | undefined
 }
+
+export type TripleFault = 'crash' | 'reset'
 
 /** A machine's configuration, complete and checked. */
 export interface MachineConfig {
@@ -32,6 +38,8 @@ export interface MachineConfig {
   /** Bytes. */
   readonly memory: number
   readonly disks: readonly DiskConfig[]
+  readonly reboot: boolean
+  readonly onTripleFault: TripleFault
 }
 
 /** What the host sets as limits. */
@@ -43,7 +51,7 @@ export interface HostLimits {
 }
 
 const DEFAULTS = { cmdline: 'console=ttyS0 panic=-1', cpu: 'host', vcpus: 1, memory: '512M' } as const
-const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory', 'disks'] as const
+const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory', 'disks', 'reboot', 'onTripleFault'] as const
 
 const PAGE_SIZE = 4096
 const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
@@ -76,7 +84,32 @@ export function parseMachineConfig(
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
     memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
     disks: parseDisks(options.disks),
+    ...resetPolicy(options),
   }
+}
+
+/**
+ * What a reset and a triple fault do.
+ * @throws {ConfigError} `reboot` or `onTripleFault`
+ */
+export function resetPolicy({
+  reboot = true,
+  onTripleFault = 'crash',
+}: { readonly [K in 'reboot' | 'onTripleFault']?: unknown }): Pick<MachineConfig, 'reboot' | 'onTripleFault'> {
+  if (typeof reboot !== 'boolean') throw new ConfigError('reboot', reboot, 'it is no boolean', 'give true or false')
+  if (onTripleFault !== 'crash' && onTripleFault !== 'reset') {
+    throw new ConfigError('onTripleFault', onTripleFault, 'a triple fault is no such thing', "give 'crash' or 'reset'")
+  }
+  return { reboot, onTripleFault }
+}
+
+/**
+ * Looks whether the files that a machine boots from are still there.
+ * @throws {ConfigError} naming the field, its value and what to do
+ */
+export function checkContents({ kernel, initrd }: MachineConfig): void {
+  if (kernel !== undefined) content('kernel', kernel)
+  if (initrd !== undefined) content('initrd', initrd)
 }
 
 /**

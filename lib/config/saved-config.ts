@@ -1,8 +1,8 @@
 import { ConfigError } from '../errors.js'
 import { parseSavedDisks, saveDisk } from './disks.js'
-import { type HostLimits, type MachineConfig, memorySize, text, vcpuCount } from './machine-config.js'
+import { type HostLimits, type MachineConfig, memorySize, resetPolicy, text, vcpuCount } from './machine-config.js'
 
-type Plain = null | string | number | readonly Readonly<Record<string, string | boolean | null>>[]
+type Plain = null | string | number | boolean | readonly Readonly<Record<string, string | boolean | null>>[]
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
@@ -34,5 +34,6 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
     memory: memorySize(fields.memory, limits.memory),
     disks: parseSavedDisks(fields.disks),
+    ...resetPolicy(fields),
   }
 }

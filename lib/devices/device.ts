@@ -15,6 +15,8 @@ export interface Device {
 
 /** A device with state that belongs into a snapshot. */
 export interface StatefulDevice extends Device {
+  /** Makes it what it is when the machine is switched on, its interrupt line low. It works on nothing at the time. */
+  reset(): void
   /** The whole state, as plain JSON. */
   saveState(): Json
   /** Takes over what `saveState` gave. Throws `TypeError` where `state` is nothing that it gives. */

@@ -61,6 +61,12 @@ export class Rtc implements StatefulDevice {
     }
   }
 
+  /** Its battery keeps time and memory. */
+  reset(): void {
+    this.#index = 0
+    this.#registerB &= ~B_SET
+  }
+
   saveState(): Json {
     return {
       index: this.#index,

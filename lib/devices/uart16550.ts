@@ -141,6 +141,23 @@ export class Uart16550 implements StatefulDevice {
     for (let i = 0; i < data.length; i++) this.#writeRegister(offset + i, data[i]!)
   }
 
+  /** The registers as after a Master Reset (data sheet, table III). What waits on the line waits for whoever comes next. */
+  reset(): void {
+    this.flush()
+    this.#ier = 0
+    this.#fcr = 0
+    this.#lcr = 0
+    this.#mcr = 0
+    this.#scr = 0
+    this.#divisor = 12
+    this.#overrun = false
+    this.#msrDelta = 0
+    this.#thrEmptyPending = false
+    this.#fifo = []
+    this.#refill()
+    this.#updateInterrupt()
+  }
+
   saveState(): Json {
     return {
       ier: this.#ier,

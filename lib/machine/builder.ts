@@ -86,6 +86,31 @@ function wire(
   events: PlatformEvents,
   fill: (parts: Parts) => void,
 ): Parts {
+  const vm = createVm(kvm)
+  try {
+    const ram = new MachineRam(ranges.map(range => vm.addMemory(range)))
+    const memory = new GuestMemory(ram.regions)
+    const parts: Parts = {
+      vm,
+      ram,
+      memory,
+      vcpus: Array.from({ length: vcpuCount }, (_, id) => vm.createVcpu(id)),
+      msrIndices: kvm.msrIndices(),
+      ...createPlatform({ vm, memory, peripherals }, events),
+    }
+    fill(parts)
+    return parts
+  } catch (error) {
+    vm.close()
+    throw error
+  }
+}
+
+/**
+ * A PC without memory and vCPUs: its interrupt controllers and its timer.
+ * @throws {ConfigError} KVM lacks something that a machine needs
+ */
+export function createVm(kvm: Kvm): Vm {
   for (const name of NEEDED) {
     if (kvm.checkExtension(cap[name])) continue
     throw new ConfigError('/dev/kvm', `KVM_CAP_${name} is 0`, 'a machine needs this capability', 'run a newer kernel')
@@ -102,18 +127,7 @@ function wire(
     for (const name of ['EXCEPTION_PAYLOAD', 'X86_TRIPLE_FAULT_EVENT'] as const) {
       if (kvm.checkExtension(cap[name])) vm.enableCap(cap[name], 1n)
     }
-    const ram = new MachineRam(ranges.map(range => vm.addMemory(range)))
-    const memory = new GuestMemory(ram.regions)
-    const parts: Parts = {
-      vm,
-      ram,
-      memory,
-      vcpus: Array.from({ length: vcpuCount }, (_, id) => vm.createVcpu(id)),
-      msrIndices: kvm.msrIndices(),
-      ...createPlatform({ vm, memory, peripherals }, events),
-    }
-    fill(parts)
-    return parts
+    return vm
   } catch (error) {
     vm.close()
     throw error

@@ -25,6 +25,10 @@ const KEPT_TEXT = 1 << 20
 /** Output kept for a reader that does not read: what comes then is dropped, for the guest may write for ever. */
 const KEPT_OUTPUT = 16 << 20
 const TAIL_LINES = 20
+/** In reports: a Linux kernel that panics says why before its call trace. */
+const REPORT_LINES = 60
+/** The last output, kept for reports and for those that come later. */
+const KEPT_RECENT = 16 << 10
 
 /**
  * The guest's serial console. Readable: what the guest writes; writable: what it reads. `expect` follows the same output
@@ -33,6 +37,9 @@ const TAIL_LINES = 20
 export class Console extends Duplex {
   readonly #input: (bytes: Uint8Array) => boolean
   readonly #decoder = new TextDecoder()
+  readonly #watchers = new Set<(bytes: Uint8Array) => void>()
+  #recent: Uint8Array[] = []
+  #recentLength = 0
   #drained: (() => void) | undefined
   #text = ''
   #expectation: Expectation | undefined
@@ -43,6 +50,8 @@ export class Console extends Duplex {
   /** @param input gives bytes to the guest; returns false where `drain` tells when to go on */
   constructor(input: (bytes: Uint8Array) => boolean) {
     super({ allowHalfOpen: true, emitClose: true })
+    // As many as are attached to it, and wait to type.
+    this.setMaxListeners(0)
     this.#input = input
   }
 
@@ -51,6 +60,8 @@ export class Console extends Duplex {
     if (this.#ended) return
     if (this.readableLength + bytes.length > KEPT_OUTPUT) this.dropped += bytes.length
     else this.push(bytes)
+    this.#keep(bytes)
+    for (const watcher of this.#watchers) watcher(bytes)
     this.#text = (this.#text + this.#decoder.decode(bytes, { stream: true })).slice(-KEPT_TEXT)
     this.#match()
   }
@@ -103,6 +114,22 @@ export class Console extends Duplex {
     })
   }
 
+  /** Tells `watcher` of all output from now on, whoever else reads it. Returns what ends that. */
+  watch(watcher: (bytes: Uint8Array) => void): () => void {
+    this.#watchers.add(watcher)
+    return () => this.#watchers.delete(watcher)
+  }
+
+  /** The last output as it came, 16 KiB of it at most. */
+  recent(): Uint8Array {
+    return new Uint8Array(Buffer.concat(this.#recent)).subarray(-KEPT_RECENT)
+  }
+
+  /** The last lines of output, whether an `expect` has taken them or not. */
+  lastLines(): string {
+    return lastLines(Buffer.from(this.recent()).toString(), REPORT_LINES)
+  }
+
   /** Takes the output that no `expect` has taken. */
   takeText(): string {
     const text = this.#text
@@ -112,7 +139,7 @@ export class Console extends Duplex {
 
   /** The last lines of output that no `expect` has taken. */
   tail(): string {
-    return this.#text.trimEnd().split('\n').slice(-TAIL_LINES).join('\n')
+    return lastLines(this.#text, TAIL_LINES)
   }
 
   override _read(): void {}
@@ -120,6 +147,14 @@ export class Console extends Duplex {
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: () => void): void {
     if (this.#ended || this.#input(chunk)) done()
     else this.#drained = done
+  }
+
+  #keep(bytes: Uint8Array): void {
+    this.#recent.push(bytes)
+    this.#recentLength += bytes.length
+    if (this.#recentLength < 2 * KEPT_RECENT) return
+    this.#recent = [this.recent()]
+    this.#recentLength = KEPT_RECENT
   }
 
   #match(): void {
@@ -134,6 +169,10 @@ export class Console extends Duplex {
   #endedError(pattern: string | RegExp): GuestError {
     return new GuestError(`console: the machine ended before ${show(pattern)} came`, this.tail())
   }
+}
+
+function lastLines(text: string, most: number): string {
+  return text.trimEnd().split('\n').slice(-most).join('\n')
 }
 
 function find(text: string, pattern: string | RegExp): ExpectMatch | undefined {

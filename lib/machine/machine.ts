@@ -1,12 +1,20 @@
 import { EventEmitter } from 'node:events'
 import type { ClockMode } from '../arch/x86_64/vm-state.js'
-import { type MachineConfig, type MachineOptions, parseMachineConfig } from '../config/machine-config.js'
+import {
+  type MachineConfig,
+  type MachineOptions,
+  parseMachineConfig,
+  resetPolicy,
+  type TripleFault,
+} from '../config/machine-config.js'
 import { saveConfig } from '../config/saved-config.js'
+import type { PanicEvent } from '../devices/pvpanic.js'
 import { GuestError, SnapshotError } from '../errors.js'
 import { cap } from '../kvm/capabilities.js'
 import type { VcpuExit } from '../kvm/exit.js'
 import { Kvm } from '../kvm/kvm.js'
 import { KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN } from '../kvm/structs.js'
+import { throwLater } from '../kvm/throw-later.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import { VcpuThread } from '../kvm/vcpu-thread.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
@@ -21,6 +29,7 @@ import { closeDisks, diskFiles, freezeDisks, loadDisks, thawDisks } from './disk
 import { closePeripherals, openPeripherals, type Peripheral } from './peripherals.js'
 import type { PlatformEvents } from './platform.js'
 import { crashReport, exitFacts } from './report.js'
+import { prepareReset } from './reset.js'
 import { checkSnapshot, openImages } from './restore.js'
 import { applyMoment, takeMoment } from './state.js'
 
@@ -28,13 +37,16 @@ import { applyMoment, takeMoment } from './state.js'
 export type MachineEnd =
   /** The guest powered off. */
   | { readonly reason: 'shutdown' }
-  /** The guest asked for a reset. */
-  | { readonly reason: 'reset' }
+  /** The guest asked for a reset, and is not to boot again (`reboot`). `tail`: the console's last lines. */
+  | { readonly reason: 'reset'; readonly tail: string }
   /** The guest wrote to its debug-exit device; `code` is `(value << 1) | 1`. */
   | { readonly reason: 'debug-exit'; readonly code: number }
   /** `stop()`. */
   | { readonly reason: 'stopped' }
-  /** The guest cannot go on: a triple fault, or KVM cannot run it. `report` has the exit's facts and the registers. */
+  /**
+   * The guest cannot go on: a triple fault, or KVM cannot run it, or it cannot boot again. `report` has the exit's facts, the
+   * registers and the console's last lines.
+   */
   | { readonly reason: 'crash'; readonly message: string; readonly report: string }
 
 export interface RestoreOptions {
@@ -49,6 +61,10 @@ export interface RestoreOptions {
   readonly onProgress?: (done: number, total: number) => void
   /** Ends the check; its reason is thrown. */
   readonly signal?: AbortSignal
+  /** As in `MachineOptions`. Default: what the machine had that was saved. */
+  readonly reboot?: boolean
+  /** As in `MachineOptions`. Default: what the machine had that was saved. */
+  readonly onTripleFault?: TripleFault
 }
 
 export interface SnapshotOptions {
@@ -76,13 +92,29 @@ interface Operation {
 
 export type MachineState = 'created' | 'running' | 'paused' | 'ended'
 
+/** What a guest told of its own end. */
+export interface GuestPanic {
+  readonly event: PanicEvent
+  /** The console's last lines. */
+  readonly tail: string
+}
+
+/** A guest boots again, or has ended with its reset. */
+export interface GuestReset {
+  /** The console's last lines before it. */
+  readonly tail: string
+}
+
 interface MachineEvents {
   shutdown: []
-  reset: []
   /** The host failed a device, which the guest sees as a failure of the device: a full disk, say. */
   warning: [device: string, error: Error]
+  /** The machine was reset, by its guest or `reset()`, and goes on; with `reboot: false` it has ended. */
+  reset: [reset: GuestReset]
+  /** The guest's kernel told that it panicked (`pvpanic`). What comes of that, a reset mostly, is its own choice. */
+  panic: [panic: GuestPanic]
   crash: [end: Extract<MachineEnd, { reason: 'crash' }>]
-  /** After any of the above, and after everything is released. */
+  /** After whatever ends it, and after everything is released. */
   end: [end: MachineEnd]
 }
 
@@ -105,6 +137,12 @@ export class Machine extends EventEmitter<MachineEvents> {
   #state: MachineState
   /** What is being done to the paused machine, and must not be disturbed. */
   #operation: Operation | undefined
+  /** The vCPUs are on their way out of KVM_RUN. */
+  #pausing: Promise<void> | undefined
+  /** The guest has asked for a reset: it comes once no vCPU runs. */
+  #resetAsked = false
+  /** A reset that the guest has asked for. */
+  #guestReset: Promise<void> | undefined
   /** The snapshot on disk that a differential one is based on. */
   #base: SnapshotBase | undefined
   readonly #checkpoints = new WeakSet<Checkpoint>()
@@ -158,7 +196,9 @@ export class Machine extends EventEmitter<MachineEvents> {
     if (verify) await verifyMemory(directory, options)
     const snapshot = await readSnapshot(directory)
     using kvm = Kvm.open()
-    const config = checkSnapshot(snapshot, kvm)
+    const saved = checkSnapshot(snapshot, kvm)
+    const { reboot = saved.reboot, onTripleFault = saved.onTripleFault } = options
+    const config = { ...saved, ...resetPolicy({ reboot, onTripleFault }) }
     try {
       const images = openImages(snapshot)
       const machine = await Machine.#make(config, 'paused', (peripherals, events) => {
@@ -187,8 +227,13 @@ export class Machine extends EventEmitter<MachineEvents> {
     this.#wait.catch(() => {})
     this.#parts = build({
       powerOff: () => void this.#end({ reason: 'shutdown' }),
-      reset: () => void this.#end({ reason: 'reset' }),
+      reset: () => this.#resetByGuest(),
       debugExit: code => void this.#end({ reason: 'debug-exit', code }),
+      panic: event => {
+        const panic = { event, tail: this.#tail() }
+        // A listener that throws is not to stop the vCPU.
+        process.nextTick(() => this.emit('panic', panic))
+      },
     })
     this.#threads = this.#parts.vcpus.map(
       vcpu =>
@@ -228,6 +273,7 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   /** Takes every vCPU out of KVM_RUN, with pending I/O completed. No effect where the machine is paused. */
   async pause(): Promise<void> {
+    if (this.#guestReset) await this.#guestReset
     if (this.#state === 'paused') return
     this.#undisturbed('pause')
     await this.#pause()
@@ -235,6 +281,7 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   /** Lets a paused or restored machine go on. */
   async resume(): Promise<void> {
+    if (this.#guestReset) await this.#guestReset
     this.#require('paused', 'resume')
     this.#undisturbed('resume')
     this.#goOn()
@@ -327,6 +374,40 @@ export class Machine extends EventEmitter<MachineEvents> {
     })
   }
 
+  /**
+   * Resets the machine in place, as its reset button does: memory is zero, devices and vCPUs, L2 with them, are as at power-on, and
+   * what it boots from is loaded again. Its console, disks and snapshots stay; `rollback()` still reaches earlier checkpoints. A
+   * running machine runs on, a paused one stays paused.
+   * @throws {GuestError} it has not started or has ended, or there is nothing to boot it from
+   * @throws {ConfigError} a file that it boots from is gone; the machine is unharmed
+   * @throws {KvmError} this kernel cannot reset a part of its state; the machine has ended then
+   */
+  async reset(): Promise<void> {
+    const reset = await this.#whilePaused('reset', async () => this.#reset())
+    this.emit('reset', reset)
+  }
+
+  /**
+   * Injects a non-maskable interrupt, as the NMI button of a server does. A paused machine takes it when it goes on.
+   * KVM_NMI (KVM API 4.64, KVM_CAP_USER_NMI).
+   * @throws {GuestError} there is no such vCPU, or the machine does not run
+   */
+  async injectNmi(vcpu = 0): Promise<void> {
+    const target = this.vcpus.find(({ id }) => id === vcpu)
+    if (!target)
+      throw new GuestError(`cannot inject an NMI: there is no vCPU ${vcpu}, only ${this.vcpus.length} in all`)
+    if (this.#state === 'created') throw new GuestError('cannot inject an NMI: the machine is created')
+    await this.#whilePaused('NMI', async () => target.nmi())
+  }
+
+  /** Presses the power button: a guest that attends to it powers off, in its time. */
+  powerButton(): void {
+    if (this.#state !== 'running' && this.#state !== 'paused') {
+      throw new GuestError(`cannot press the power button: the machine is ${this.#state}`)
+    }
+    this.#parts.pm.pressPowerButton()
+  }
+
   /** Ends the machine, as pulling the plug does, and releases everything. No effect where it has ended. */
   async stop(): Promise<void> {
     await this.#end({ reason: 'stopped' })
@@ -346,6 +427,7 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   /** Does something to the machine while no vCPU runs, and lets it go on if it ran. */
   async #whilePaused<T>(what: string, act: PausedAct<T>): Promise<T> {
+    if (this.#guestReset) await this.#guestReset
     this.#undisturbed(what)
     if (this.#state === 'ended') throw new GuestError(`cannot ${what}: the machine is ended`)
     const abort = new AbortController()
@@ -370,12 +452,66 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   async #pause(): Promise<void> {
     this.#require('running', 'pause')
-    await Promise.all(this.#threads.map(thread => thread.pause()))
-    await this.#parts.virtio.pause()
+    this.#pausing ??= this.#comeToRest()
+    await this.#pausing
+  }
+
+  async #comeToRest(): Promise<void> {
+    try {
+      await Promise.all(this.#threads.map(thread => thread.pause()))
+      await this.#parts.virtio.pause()
+      this.#parts.uart.flush()
+      // The guest may have ended in the very exit that was completed, or asked for a reset.
+      const reset = this.#resetAsked && !this.#ended ? this.#reset() : undefined
+      if (this.#ended) throw new GuestError('cannot pause: the machine is ended')
+      this.#state = 'paused'
+      if (reset) this.emit('reset', reset)
+    } finally {
+      this.#pausing = undefined
+    }
+  }
+
+  /** The guest's reset takes effect when every vCPU has stopped; the one that asked for it executes nothing in between. */
+  #resetByGuest(): void {
+    if (this.#resetAsked || this.#ended) return
+    if (!this.config.reboot) {
+      void this.#end({ reason: 'reset', tail: this.#tail() })
+      return
+    }
+    this.#resetAsked = true
+    // Whoever pauses the machine brings it about.
+    if (this.#pausing) return
+    const done = this.#whilePaused('reset', async () => {})
+    this.#guestReset = done
+      .catch((error: Error) => {
+        if (!this.#ended) throwLater(error)
+      })
+      .finally(() => {
+        this.#guestReset = undefined
+      })
+  }
+
+  /** Resets the machine, none of whose vCPUs runs. Ends it where that ends half done, or its guest asked for what cannot be done. */
+  #reset(): GuestReset {
+    let committed = this.#resetAsked
+    this.#resetAsked = false
+    if (this.#state === 'created') throw new GuestError('cannot reset: the machine is created')
+    const tail = this.#tail()
+    try {
+      const reset = prepareReset(this.#parts, this.config)
+      committed = true
+      reset()
+    } catch (error) {
+      const message = `it cannot be reset: ${(error as Error).message}`
+      if (committed) void this.#end({ reason: 'crash', message, report: `the console's last lines:\n${tail}` })
+      throw error
+    }
+    return { tail }
+  }
+
+  #tail(): string {
     this.#parts.uart.flush()
-    // The guest may have ended in the very exit that was completed.
-    if (this.#ended) throw new GuestError('cannot pause: the machine is ended')
-    this.#state = 'paused'
+    return this.console.lastLines()
   }
 
   #undisturbed(what: string): void {
@@ -411,7 +547,11 @@ export class Machine extends EventEmitter<MachineEvents> {
         break
       case 'system-event':
         if (exit.type === KVM_SYSTEM_EVENT_SHUTDOWN) void this.#end({ reason: 'shutdown' })
-        else if (exit.type === KVM_SYSTEM_EVENT_RESET) void this.#end({ reason: 'reset' })
+        else if (exit.type === KVM_SYSTEM_EVENT_RESET) this.#resetByGuest()
+        else this.#crash(vcpu, exit)
+        break
+      case 'shutdown':
+        if (this.config.onTripleFault === 'reset') this.#resetByGuest()
         else this.#crash(vcpu, exit)
         break
       case 'intr':
@@ -423,12 +563,12 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   #crash(vcpu: Vcpu, exit: VcpuExit): void {
     const message = exit.reason === 'shutdown' ? 'triple fault' : exitFacts(exit)
-    void this.#end({ reason: 'crash', message, report: crashReport(vcpu, this.memory, exit) })
+    void this.#end({ reason: 'crash', message, report: crashReport(vcpu, this.memory, { exit, tail: this.#tail() }) })
   }
 
   #fail(vcpu: Vcpu, error: Error): void {
     const ours = error.name !== 'KvmError'
-    const report = crashReport(vcpu, this.memory)
+    const report = crashReport(vcpu, this.memory, { tail: this.#tail() })
     void this.#end({ reason: 'crash', message: error.message, report }, ours ? error : undefined)
   }
 
@@ -453,7 +593,8 @@ export class Machine extends EventEmitter<MachineEvents> {
     if (failure) this.#reject(failure)
     else this.#resolve(end)
     if (end.reason === 'crash') this.emit('crash', end)
-    else if (end.reason === 'shutdown' || end.reason === 'reset') this.emit(end.reason)
+    else if (end.reason === 'shutdown') this.emit('shutdown')
+    else if (end.reason === 'reset') this.emit('reset', { tail: end.tail })
     this.emit('end', end)
     return end
   }

@@ -4,6 +4,7 @@ import { Bus } from '../devices/bus.js'
 import { DebugExit } from '../devices/debug-exit.js'
 import type { StatefulDevice } from '../devices/device.js'
 import { I8042 } from '../devices/i8042.js'
+import { type PanicEvent, PvPanic } from '../devices/pvpanic.js'
 import { Rtc } from '../devices/rtc.js'
 import { Uart16550 } from '../devices/uart16550.js'
 import type { Vm } from '../kvm/vm.js'
@@ -18,6 +19,7 @@ export interface PlatformEvents {
   powerOff(): void
   reset(): void
   debugExit(code: number): void
+  panic(event: PanicEvent): void
 }
 
 /** The devices that are not in the kernel, and the buses on which they are found. */
@@ -45,12 +47,16 @@ export function createPlatform({ vm, memory, peripherals }: PlatformParts, event
     output: bytes => console.output(bytes),
     drain: () => console.drain(),
   })
-  const pm = new AcpiPm({ sleep: type => type === layout.ACPI_S5_SLEEP_TYPE && events.powerOff() })
+  const pm = new AcpiPm({
+    sleep: type => type === layout.ACPI_S5_SLEEP_TYPE && events.powerOff(),
+    sci: { set: level => vm.setIrqLine(layout.SCI_IRQ, level) },
+  })
   const rtc = new Rtc(() => Date.now())
   const ports = new Bus()
   ports.add(layout.COM1_PORT, layout.COM1_PORT_COUNT, uart)
   ports.add(layout.RTC_PORT, layout.RTC_PORT_COUNT, rtc)
   ports.add(layout.I8042_COMMAND_PORT, 1, new I8042(() => events.reset()))
+  ports.add(layout.PVPANIC_PORT, 1, new PvPanic(event => events.panic(event)))
   ports.add(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT_COUNT, pm)
   ports.add(layout.DEBUG_EXIT_PORT, layout.DEBUG_EXIT_PORT_COUNT, new DebugExit(code => events.debugExit(code)))
   const mmio = new Bus()

@@ -7,8 +7,18 @@ import type { GuestMemory } from '../memory/guest-memory.js'
 
 const CODE_BYTES = 16
 
-/** What a crash is about, for people: the exit's facts, the vCPU's registers and the code at its instruction pointer. */
-export function crashReport(vcpu: Vcpu, memory: GuestMemory, exit?: VcpuExit): string {
+/** What there is to tell of a crash beside its vCPU. */
+export interface CrashFacts {
+  readonly exit?: VcpuExit
+  /** The console's last lines. */
+  readonly tail: string
+}
+
+/**
+ * What a crash is about, for people: the exit's facts, the vCPU's registers, the code at its instruction pointer, and what the
+ * guest said last.
+ */
+export function crashReport(vcpu: Vcpu, memory: GuestMemory, { exit, tail }: CrashFacts): string {
   const lines = [`vCPU ${vcpu.id}`]
   if (exit) lines.push(`exit  ${exitFacts(exit)}`)
   try {
@@ -18,6 +28,7 @@ export function crashReport(vcpu: Vcpu, memory: GuestMemory, exit?: VcpuExit): s
   } catch (error) {
     lines.push(`registers cannot be read: ${(error as Error).message}`)
   }
+  if (tail) lines.push("the console's last lines:", tail)
   return lines.join('\n')
 }
 

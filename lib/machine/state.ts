@@ -4,17 +4,21 @@ import type { Json } from '../devices/device.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import type { Parts } from './builder.js'
 
-/** A machine at one moment, but for its memory. */
-export interface Moment {
+/** What the kernel has of a machine: its vCPUs, interrupt controllers, timer and clock. */
+export interface Processors {
   readonly vm: Readonly<Record<string, Uint8Array>>
   readonly vcpus: readonly VcpuState[]
+}
+
+/** A machine at one moment, but for its memory. */
+export interface Moment extends Processors {
   readonly devices: Readonly<Record<string, Json>>
 }
 
 const plans = new WeakMap<Vcpu, VcpuPlan>()
 
 /** How the state of a vCPU is taken. Its CPUID does not change any more once it has run. */
-function planOf(vcpu: Vcpu, { msrIndices }: Parts): VcpuPlan {
+export function planOf(vcpu: Vcpu, { msrIndices }: Parts): VcpuPlan {
   const known = plans.get(vcpu)
   if (known) return known
   const plan = vcpuPlan(vcpu, msrIndices)
@@ -51,20 +55,28 @@ export interface ApplyOptions {
  * @throws {KvmError} the kernel refuses a part of it; the message names which
  * @throws {TypeError} a device's state is none
  */
-export function applyMoment(parts: Parts, moment: Moment, { clock, rollback = false }: ApplyOptions): void {
-  const { vm, vcpus, stateful, pm } = parts
+export function applyMoment(parts: Parts, moment: Moment, options: ApplyOptions): void {
   // The devices first, which set their interrupt lines: what that delivers is overwritten by what follows.
-  for (const [name, device] of Object.entries(stateful)) {
+  for (const [name, device] of Object.entries(parts.stateful)) {
     const state = moment.devices[name]
     if (state === undefined) throw new TypeError(`the saved state has no device ${name}`)
     device.loadState(state)
   }
-  restoreVm(vm, moment.vm, { rollback })
+  applyProcessors(parts, moment, options)
+}
+
+/**
+ * As `applyMoment`, after the devices.
+ * @throws {KvmError} the kernel refuses a part of it; the message names which
+ */
+export function applyProcessors(parts: Parts, saved: Processors, { clock, rollback = false }: ApplyOptions): void {
+  const { vm, vcpus, pm } = parts
+  restoreVm(vm, saved.vm, { rollback })
   // As late as can be: what passes from here on, the guest's clocks do not make up for.
-  const shift = restoreClock(vm, moment.vm, clock)
+  const shift = restoreClock(vm, saved.vm, clock)
   pm.advance(shift.elapsed)
   for (const [i, vcpu] of vcpus.entries()) {
-    const state = moment.vcpus[i]!
+    const state = saved.vcpus[i]!
     restoreVcpu(vcpu, state, { tscShift: shift.tscShift(state), rollback })
   }
 }

@@ -79,12 +79,6 @@ it('what is written to the console arrives at the guest', async () => {
   expect(await l1.wait()).toEqual({ reason: 'shutdown' })
 })
 
-it('a reset through the keyboard controller', async () => {
-  const l1 = await machine('mov al, 0xfe\nout 0x64, al\nhlt')
-  await l1.start()
-  expect(await l1.wait()).toEqual({ reason: 'reset' })
-})
-
 it('the debug-exit device gives its code', async () => {
   const l1 = await machine('mov eax, 3\nout 0xf4, eax\nhlt')
   await l1.start()

@@ -1,6 +1,13 @@
 import { readFile } from 'node:fs/promises'
 import { expect, it } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
+import { type GuestReset, Machine } from '../../lib/machine/machine.js'
+import { decodeNestedState } from '../../lib/nested/state.js'
+import { elfKernel } from '../guests/elf.js'
+import { loadL1 } from '../guests/l1.js'
+import { L1_MEMORY, L1_ORIGIN } from '../guests/l1-layout.js'
+import { enterMode } from '../kvm/guest.js'
+import { hostExtension } from './l1-run.js'
 import { BOOT, linuxMachine } from './linux.js'
 
 const flag = 'echo "flag=$(grep -o -w -m1 -e svm -e vmx /proc/cpuinfo)."'
@@ -51,17 +58,55 @@ it('two vCPUs come up, are paused while they run, and go on', { timeout: 300_000
   expect(await machine.wait()).toEqual({ reason: 'stopped' })
 })
 
-it('a reset ends the machine as one', { timeout: 300_000 }, async () => {
-  await using machine = await linuxMachine('reboot -f')
-  let reset = 0
-  machine.on('reset', () => reset++)
+it('a guest that reboots comes up again, in the same machine', { timeout: 300_000 }, async () => {
+  await using machine = await linuxMachine('echo init\nread line\n$line -f', { reboot: true, vcpus: 2 })
+  const resets: GuestReset[] = []
+  machine.on('reset', reset => resets.push(reset))
   await machine.start()
-  expect(await machine.wait()).toEqual({ reason: 'reset' })
-  expect(reset).toBe(1)
+  await machine.console.expect('init', BOOT)
+  machine.console.write('reboot\n')
+  await machine.console.expect('init', BOOT)
+  expect([machine.state, resets.length]).toEqual(['running', 1])
+  machine.console.write('poweroff\n')
+  expect(await machine.wait()).toEqual({ reason: 'shutdown' })
 })
 
 it('an expectation of a machine that ends is told so', { timeout: 300_000 }, async () => {
   await using machine = await linuxMachine('echo going\npoweroff -f')
   await machine.start()
   await expect(machine.console.expect('never', BOOT)).rejects.toThrow(/the machine ended before "never" came/)
+})
+
+it('a machine is reset while L2 runs, and L1 and L2 come up in it again', { timeout: 300_000 }, async () => {
+  const options = { rounds: 2 ** 30, period: 2 ** 30, nestedPaging: true, interrupt: 'none' } as const
+  await using machine = await Machine.create({ kernel: elfKernel('hlt'), memory: '64M' })
+  const [vcpu] = machine.vcpus
+  const load = () => {
+    loadL1(machine.memory.view(0, L1_MEMORY), hostExtension(), options, false)
+    enterMode(vcpu!, machine.memory.view(0, L1_MEMORY), 'long', { rip: BigInt(L1_ORIGIN) })
+  }
+  const inL2 = async () => {
+    for (let sample = 0; sample < 100; sample++) {
+      await new Promise(resolve => setTimeout(resolve, 20))
+      await machine.pause()
+      if (decodeNestedState(vcpu!.getNestedState()).guestMode) return
+      await machine.resume()
+    }
+    throw new Error('L2 does not run')
+  }
+  load()
+  await machine.start()
+  const fresh = await Machine.create({ kernel: elfKernel('hlt'), memory: '64M' })
+  const { cr0, cr4, efer } = fresh.vcpus[0]!.getSregs()
+  const idle = fresh.vcpus[0]!.getNestedState()
+  await fresh.stop()
+  for (let round = 0; round < 2; round++) {
+    await inL2()
+    await machine.reset()
+    expect(vcpu!.getNestedState()).toEqual(idle)
+    expect(vcpu!.getSregs()).toMatchObject({ cr0, cr4, efer })
+    load()
+    await machine.resume()
+  }
+  await inL2()
 })

@@ -1,4 +1,5 @@
 import { buildInitramfs } from '../../lib/boot/initramfs.js'
+import type { MachineOptions } from '../../lib/config/machine-config.js'
 import { ensureAssets } from '../../lib/lab/assets.js'
 import { QUICK_CMDLINE } from '../../lib/lab/tower-image.js'
 import { Machine } from '../../lib/machine/machine.js'
@@ -11,7 +12,7 @@ const APPLETS = ['sh', 'cat', 'echo', 'grep', 'mount', 'nproc', 'poweroff', 'reb
  */
 export async function linuxMachine(
   script: string,
-  options: { image?: 'vmlinuz' | 'image'; cpu?: string; vcpus?: number; memory?: string } = {},
+  options: { image?: 'vmlinuz' | 'image' } & Partial<MachineOptions> = {},
 ): Promise<Machine> {
   const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
   const init = `#!/bin/sh
@@ -28,8 +29,10 @@ ${script}
     { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
     { type: 'file', path: '/init', data: init, mode: 0o755 },
   ])
+  // A guest that panics ends, and is not tried again.
   const { image = 'vmlinuz', ...rest } = options
-  return Machine.create({ kernel: guestKernel[image], initrd, cmdline: QUICK_CMDLINE, memory: '256M', ...rest })
+  const base = { kernel: guestKernel[image], initrd, cmdline: QUICK_CMDLINE, memory: '256M', reboot: false }
+  return Machine.create({ ...base, ...rest })
 }
 
 /** A guest that takes longer to boot than this hangs. */

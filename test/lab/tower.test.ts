@@ -86,6 +86,7 @@ it(
       initrd,
       cmdline: QUICK_CMDLINE,
       memory: '1G',
+      reboot: false,
     })
     onTestFinished(() => first.stop())
     await first.start()

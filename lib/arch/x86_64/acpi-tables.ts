@@ -1,4 +1,16 @@
-import { type Aml, device, eisaId, integer, ioPort, isaIrq, name, packageOf, resourceTemplate, scope } from './aml.js'
+import {
+  type Aml,
+  device,
+  eisaId,
+  integer,
+  ioPort,
+  isaIrq,
+  name,
+  packageOf,
+  resourceTemplate,
+  scope,
+  string,
+} from './aml.js'
 import {
   ACPI_PM_PORT,
   ACPI_PM_TIMER,
@@ -11,6 +23,7 @@ import {
   I8042_COMMAND_PORT,
   IOAPIC_ADDRESS,
   LOCAL_APIC_ADDRESS,
+  PVPANIC_PORT,
   SCI_IRQ,
   TIMER_GSI,
 } from './layout.js'
@@ -31,7 +44,7 @@ const RESET_VALUE = 0xfe
 // FADT fixed feature flags (ACPI 6.5, table 5.10)
 const WBINVD = 1 << 0
 const PROC_C1 = 1 << 2
-const PWR_BUTTON = 1 << 4
+// PWR_BUTTON (1 << 4) stays off: the power button is fixed hardware, in PM1. There is no such sleep button.
 const SLP_BUTTON = 1 << 5
 const FIX_RTC = 1 << 6
 const TMR_VAL_EXT = 1 << 8
@@ -110,7 +123,7 @@ export function fadt(facsAddress: number, dsdtAddress: number): Uint8Array {
   view.setUint16(98, 0xffff, true) // P_LVL3_LAT: no C3
   view.setUint8(108, 0x32) // CENTURY
   view.setUint16(109, VGA_NOT_PRESENT | PCIE_ASPM_NOT | CMOS_RTC_NOT_PRESENT, true)
-  view.setUint32(112, WBINVD | PROC_C1 | PWR_BUTTON | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP, true)
+  view.setUint32(112, WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP, true)
   portAddress(view, 116, I8042_COMMAND_PORT, 8)
   view.setUint8(128, RESET_VALUE)
   view.setUint8(131, 5) // FADT minor version: 6.5
@@ -141,7 +154,7 @@ export function madt(processors: number): Uint8Array {
 }
 
 /**
- * Differentiated System Description Table: power-off, COM1, and `devices`, terms that are put into `\_SB`.
+ * Differentiated System Description Table: power-off, COM1, pvpanic, and `devices`, terms that are put into `\_SB`.
  */
 export function dsdt(devices: readonly Aml[]): Uint8Array {
   const s5 = name('\\_S5', packageOf(integer(ACPI_S5_SLEEP_TYPE), integer(ACPI_S5_SLEEP_TYPE), integer(0), integer(0)))
@@ -151,7 +164,13 @@ export function dsdt(devices: readonly Aml[]): Uint8Array {
     name('_UID', integer(1)),
     name('_CRS', resourceTemplate(ioPort(COM1_PORT, COM1_PORT_COUNT), isaIrq(COM1_IRQ))),
   )
-  return table('DSDT', 2, Uint8Array.from([...s5, ...scope('\\_SB', com1, ...devices)]))
+  const panic = device(
+    'PEVT',
+    name('_HID', string('QEMU0001')),
+    name('_STA', integer(0xf)),
+    name('_CRS', resourceTemplate(ioPort(PVPANIC_PORT, 1))),
+  )
+  return table('DSDT', 2, Uint8Array.from([...s5, ...scope('\\_SB', com1, panic, ...devices)]))
 }
 
 /** A table: the common header (section 5.2.6) and its content. */

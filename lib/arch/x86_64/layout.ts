@@ -50,6 +50,8 @@ export const DEBUG_EXIT_PORT = 0xf4
 export const DEBUG_EXIT_PORT_COUNT = 4
 export const COM1_PORT = 0x3f8
 export const COM1_PORT_COUNT = 8
+/** Where QEMU has it; the DSDT says so. */
+export const PVPANIC_PORT = 0x505
 export const ACPI_PM_PORT = 0x600
 export const ACPI_PM_PORT_COUNT = 12
 /** Offsets from `ACPI_PM_PORT`: PM1 event block (status, enable), PM1 control, PM timer (ACPI 6.5, section 4.8.3). */

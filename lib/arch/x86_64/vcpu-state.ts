@@ -132,7 +132,8 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   // Out of L2 and out of VMX operation first: in there, SREGS that turn off EFER.SVME or CR4.VMXE are refused.
   const nested = state.KVM_GET_NESTED_STATE
   if (idleNested) vcpu.setRawNestedState(idleNested)
-  if (!rollback) {
+  if (rollback) takePending(vcpu)
+  else {
     // Before everything that it allows or forbids.
     vcpu.setRawCpuid(part(state, 'KVM_SET_CPUID2').slice())
     // After CPUID, which they must agree with, and before VMXON, after which they cannot be written.
@@ -168,6 +169,12 @@ export function restoreVcpu(vcpu: Vcpu, { state }: VcpuState, { tscShift, rollba
   if (nested && inGuestMode(nested)) native.setVcpuEvents(part(state, 'KVM_GET_VCPU_EVENTS'))
   if (!rollback) checkDerivedMsrs(vcpu, msrs.derived)
   if (pvclock) tellOfPause(vcpu)
+}
+
+/** An NMI that is queued, and an INIT or SIPI that nobody has accepted, come now: they would outlive the state that follows. */
+function takePending({ native }: Vcpu): void {
+  native.getVcpuEvents(new Uint8Array(kvm_vcpu_events.size))
+  native.getMpState(new Uint8Array(kvm_mp_state.size))
 }
 
 /** What is made from a saved state before it is given to a vCPU: once, however often a rollback goes back to it. */

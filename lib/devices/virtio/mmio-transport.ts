@@ -148,6 +148,11 @@ export class MmioTransport implements StatefulDevice {
     if (this.#interruptStatus !== 0) this.#wires.interrupt.signal()
   }
 
+  /** As the driver's reset, when the machine is switched on anew. */
+  reset(): void {
+    this.#forget()
+  }
+
   saveState(): Json {
     return {
       status: this.#status,

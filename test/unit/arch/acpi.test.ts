@@ -128,7 +128,7 @@ describe('the ACPI tables', () => {
     expect([56, 64, 76].map(offset => fields.getUint32(offset, true))).toEqual([0x600, 0x604, 0x608])
     expect([88, 89, 91].map(offset => fadt[offset])).toEqual([4, 2, 4])
     expect(fields.getUint16(109, true)).toBe(0x34)
-    expect(fields.getUint32(112, true)).toBe(0x575)
+    expect(fields.getUint32(112, true)).toBe(0x565)
     expect([...fadt.subarray(116, 129)]).toEqual(bytes('01080001 6400000000000000 fe'))
     expect([...fadt.subarray(148, 160)]).toEqual(bytes('01200003 0006000000000000'))
     expect([...fadt.subarray(172, 184)]).toEqual(bytes('01100002 0406000000000000'))
@@ -161,11 +161,15 @@ describe('the ACPI tables', () => {
   test('the DSDT, byte for byte', () => {
     expect([...named('DSDT').subarray(36)]).toEqual(
       bytes(`08 5c5f53355f 12 08 04 0a05 0a05 00 00
-             10 33 5c5f53425f
+             10 4406 5c5f53425f
              5b82 2b 434f4d31
              08 5f484944 0c41d00501
              08 5f554944 01
-             08 5f435253 11 10 0a0d 4701f803f8030108 221000 7900`),
+             08 5f435253 11 10 0a0d 4701f803f8030108 221000 7900
+             5b82 2e 50455654
+             08 5f484944 0d 51454d553030303100
+             08 5f535441 0a0f
+             08 5f435253 11 0d 0a0a 4701050505050101 7900`),
     )
   })
 

@@ -39,12 +39,15 @@ describe('parseMachineConfig', () => {
       vcpus: 1,
       memory: 512 * 2 ** 20,
       disks: [],
+      reboot: true,
+      onTripleFault: 'crash',
     })
   })
 
   test('keeps what is given', () => {
     const given = { kernel: Uint8Array.of(1), initrd, cmdline: '', cpu: 'host,-vmx', vcpus: 3, memory: 0x2000 }
-    expect(parseMachineConfig(given, { vcpus: 3 })).toMatchObject(given)
+    const policy = { reboot: false, onTripleFault: 'reset' } as const
+    expect(parseMachineConfig({ ...given, ...policy }, { vcpus: 3 })).toMatchObject({ ...given, ...policy })
     expect(parseMachineConfig({ ...given, initrd: Uint8Array.of(2), memory: '8G' }, { memory: 2 ** 40 })).toMatchObject(
       {
         initrd: Uint8Array.of(2),
@@ -61,11 +64,15 @@ describe('parseMachineConfig', () => {
       cpu: undefined,
       vcpus: undefined,
       memory: undefined,
+      reboot: undefined,
+      onTripleFault: undefined,
     }
     expect(parseMachineConfig(options)).toEqual(parseMachineConfig({ kernel }))
   })
 
   test.each([
+    ['reboot', { reboot: 'no' }, 'no boolean'],
+    ['onTripleFault', { onTripleFault: 'panic' }, 'no such thing'],
     ['kernel', {}, 'needs one'],
     ['kernel', { kernel: '/does/not/exist' }, 'no such file'],
     ['kernel', { kernel: '/dev/null/x' }, 'no such file'],

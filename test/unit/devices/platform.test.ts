@@ -2,6 +2,7 @@ import { describe, expect, test } from 'vitest'
 import { AcpiPm } from '../../../lib/devices/acpi-pm.js'
 import { DebugExit } from '../../../lib/devices/debug-exit.js'
 import { I8042 } from '../../../lib/devices/i8042.js'
+import { type PanicEvent, PvPanic } from '../../../lib/devices/pvpanic.js'
 
 describe('I8042', () => {
   test('0xfe resets, nothing else does, and the status reads 0', () => {
@@ -37,10 +38,27 @@ describe('DebugExit', () => {
   })
 })
 
+describe('PvPanic', () => {
+  test('offers both events, and tells which one came', () => {
+    const events: PanicEvent[] = []
+    const device = new PvPanic(event => events.push(event))
+    const data = new Uint8Array(1)
+    device.read(0, data)
+    expect(data[0]).toBe(3)
+    for (const value of [0, 1, 2, 3, 4, 0xff]) device.write(0, Uint8Array.of(value))
+    expect(events).toEqual(['panicked', 'crash-loaded', 'crash-loaded', 'crash-loaded'])
+  })
+})
+
 describe('AcpiPm', () => {
   function setUp() {
-    const state = { sleeps: [] as number[], now: 1_000_000_000_000n }
-    const pm = new AcpiPm({ sleep: type => state.sleeps.push(type), now: () => state.now })
+    const state = { sleeps: [] as number[], now: 1_000_000_000_000n, sci: false }
+    const sci = {
+      set(level: boolean) {
+        state.sci = level
+      },
+    }
+    const pm = new AcpiPm({ sleep: type => state.sleeps.push(type), sci, now: () => state.now })
     const read = (offset: number, size: number) => {
       const data = new Uint8Array(4)
       pm.read(offset, data.subarray(0, size))
@@ -59,6 +77,23 @@ describe('AcpiPm', () => {
     expect(read(2, 2)).toBe(0x0121)
     pm.write(0, Uint8Array.of(0xff, 0xff))
     expect(read(0, 2)).toBe(0)
+  })
+
+  test('the power button raises the SCI once it is enabled, until its status is cleared by writing a one', () => {
+    const { state, pm, read } = setUp()
+    pm.pressPowerButton()
+    expect([read(0, 2), state.sci]).toEqual([0x100, false])
+    pm.write(3, Uint8Array.of(1))
+    expect(state.sci).toBe(true)
+    const saved = JSON.parse(JSON.stringify(pm.saveState()))
+    pm.write(0, Uint8Array.of(0xff, 0))
+    expect([read(0, 2), state.sci]).toEqual([0x100, true])
+    pm.write(0, Uint8Array.of(0, 1))
+    expect([read(0, 2), state.sci]).toEqual([0, false])
+    pm.loadState(saved)
+    expect([read(0, 2), state.sci]).toEqual([0x100, true])
+    pm.reset()
+    expect([read(0, 4), state.sci]).toEqual([0, false])
   })
 
   test('SLP_EN asks for the sleep state, and never reads back', () => {
