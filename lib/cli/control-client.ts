@@ -1,37 +1,36 @@
 import { connect, type Socket } from 'node:net'
+import { Duplex } from 'node:stream'
 import { ConfigError, GuestError } from '../index.js'
-import { linesOf } from './control-lines.js'
+import { LineReader } from './control-lines.js'
+import { type ControlPlace, placeOf } from './control-names.js'
 import { type ControlAnswer, type ControlRequest, MAX_SOCKET_PATH } from './control-protocol.js'
 
 /** A connection to the control socket of a machine, in this or another process. */
 export class ControlClient {
   readonly #socket: Socket
-  readonly #lines: AsyncGenerator<Buffer>
+  readonly #reader: LineReader
 
-  /** @throws {ConfigError} nobody answers there */
-  static async connect(path: string): Promise<ControlClient> {
-    const refuse = (problem: string) =>
-      new ConfigError('control', path, problem, 'give the path that `nested-kvm run --control` was given')
-    if (Buffer.byteLength(path) > MAX_SOCKET_PATH) throw refuse(`it is longer than ${MAX_SOCKET_PATH} bytes`)
+  /**
+   * @param machine its name, or, with a slash in it, the path of its control socket
+   * @throws {ConfigError} nobody answers there
+   */
+  static async connect(machine: string): Promise<ControlClient> {
+    const place = placeOf(machine)
+    const { path } = place
+    if (Buffer.byteLength(path) > MAX_SOCKET_PATH) throw refusal(place, `it is longer than ${MAX_SOCKET_PATH} bytes`)
     const socket = connect(path)
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve)
-      socket.once('error', (error: NodeJS.ErrnoException) => {
-        const reasons: Record<string, string> = {
-          ENOENT: 'there is no such socket',
-          ECONNREFUSED: 'no machine answers there',
-        }
-        reject(refuse(reasons[error.code ?? ''] ?? error.message))
-      })
+      socket.once('error', (error: NodeJS.ErrnoException) => reject(refusal(place, problemOf(place, error))))
     })
     return new ControlClient(socket)
   }
 
   private constructor(socket: Socket) {
     this.#socket = socket
-    this.#lines = linesOf(socket)
     // Told by the end of the lines.
     socket.on('error', () => {})
+    this.#reader = new LineReader(socket)
   }
 
   /**
@@ -40,14 +39,46 @@ export class ControlClient {
    */
   async ask(request: ControlRequest): Promise<Extract<ControlAnswer, { ok: true }>> {
     this.#socket.write(`${JSON.stringify(request)}\n`)
-    const line = await this.#lines.next().catch(() => undefined)
-    if (!line || line.done) throw new GuestError('the machine went away without an answer')
-    const answer = JSON.parse(line.value.toString()) as ControlAnswer
+    const line = await this.#reader.line().catch(() => undefined)
+    if (!line) throw new GuestError('the machine went away without an answer')
+    const answer = JSON.parse(line.toString()) as ControlAnswer
     if (!answer.ok) throw new GuestError(answer.reason)
     return answer
+  }
+
+  /**
+   * The machine's console: what was said last, and what is said from now on. Destroying it detaches.
+   * @throws {GuestError} as `ask`
+   */
+  async console(): Promise<Duplex> {
+    await this.ask({ do: 'console' })
+    const [socket, reader] = [this.#socket, this.#reader]
+    return new Duplex({
+      read() {
+        void reader.bytes().then(bytes => this.push(bytes ?? null))
+      },
+      write(chunk: Uint8Array, _encoding, done) {
+        // Where the machine is gone, the end of what it says tells so.
+        socket.write(chunk, () => done())
+      },
+      destroy(error, done) {
+        socket.destroy()
+        done(error)
+      },
+    })
   }
 
   close(): void {
     this.#socket.destroy()
   }
+}
+
+function problemOf({ field }: ControlPlace, error: NodeJS.ErrnoException): string {
+  if (error.code === 'ENOENT') return field === 'name' ? 'there is no machine of this name' : 'there is no such socket'
+  return error.code === 'ECONNREFUSED' ? 'no machine answers there' : error.message
+}
+
+function refusal({ field, value }: ControlPlace, problem: string): ConfigError {
+  const remedy = field === 'name' ? 'see `nested-kvm ps`' : 'give the path that `nested-kvm run --control` was given'
+  return new ConfigError(field, value, problem, remedy)
 }

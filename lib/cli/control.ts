@@ -1,9 +1,11 @@
-import { randomBytes } from 'node:crypto'
-import { lstatSync, renameSync, unlinkSync } from 'node:fs'
-import { connect, createServer, type Server, type Socket } from 'node:net'
-import { ConfigError, type Machine } from '../index.js'
-import { linesOf, writeLine } from './control-lines.js'
-import { type ControlAnswer, type ControlRequest, MAX_SOCKET_PATH, parseRequest } from './control-protocol.js'
+import { unlinkSync } from 'node:fs'
+import type { Server, Socket } from 'node:net'
+import type { Machine } from '../index.js'
+import { type Attached, attachConsole } from './control-console.js'
+import { LineReader, writeLine } from './control-lines.js'
+import type { ControlPlace } from './control-names.js'
+import { type ControlAnswer, type ControlRequest, parseRequest } from './control-protocol.js'
+import { listenOn } from './control-socket.js'
 import { describeFailure } from './output.js'
 import type { Saver } from './saver.js'
 
@@ -14,50 +16,42 @@ const LAST_ANSWER = 1000
 
 /** What requests are about. */
 export interface Controlled {
-  readonly machine: Pick<Machine, 'state' | 'config' | 'pause' | 'resume' | 'stop'>
+  readonly machine: Pick<
+    Machine,
+    'state' | 'config' | 'console' | 'pause' | 'resume' | 'reset' | 'injectNmi' | 'powerButton' | 'stop'
+  >
   readonly saver: Saver
 }
 
-/** `--control`: a Unix socket, this user's only, through which other processes steer a machine. */
+interface Client extends Attached {
+  busy: boolean
+}
+
+/** `--name`, `--control`: a Unix socket, this user's only, through which other processes steer a machine. */
 export class ControlServer {
   readonly path: string
+  readonly #name: string | undefined
   readonly #server: Server
   /** Requests wait for it. */
   readonly #controlled: Promise<Controlled>
-  readonly #clients = new Set<{ socket: Socket; busy: boolean }>()
+  readonly #clients = new Set<Client>()
   #closing = false
 
   /**
-   * Listens on `path`. A socket that nobody answers on any more is replaced.
+   * Listens there. A socket that nobody answers on any more is replaced.
    * @throws {ConfigError} another machine answers there, or no socket can be made there
    */
-  static async listen(path: string, controlled: Promise<Controlled>): Promise<ControlServer> {
-    if (path === '' || Buffer.byteLength(path) > MAX_SOCKET_PATH || path.includes('\0')) {
-      const problem = `a socket's path has 1 to ${MAX_SOCKET_PATH} bytes`
-      throw new ConfigError('control', path, problem, 'give a shorter path, such as a relative one')
-    }
-    await removeStale(path)
-    const server = createServer({ allowHalfOpen: true })
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(path, error)))
-      // The mode counts from the first moment on; the socket is bound within `listen`.
-      const mask = process.umask(0o177)
-      try {
-        server.listen(path, resolve)
-      } finally {
-        process.umask(mask)
-      }
-    })
-    return new ControlServer(path, server, controlled)
+  static async listen(place: ControlPlace, controlled: Promise<Controlled>): Promise<ControlServer> {
+    return new ControlServer(place, await listenOn(place), controlled)
   }
 
-  private constructor(path: string, server: Server, controlled: Promise<Controlled>) {
+  private constructor({ path, field, value }: ControlPlace, server: Server, controlled: Promise<Controlled>) {
     this.path = path
+    this.#name = field === 'name' ? value : undefined
     this.#server = server
     this.#controlled = controlled
     // Who waits for it is told; if nobody does, it is no failure of ours.
     controlled.catch(() => {})
-    server.removeAllListeners('error')
     server.on('error', () => {})
     server.on('connection', socket => void this.#serve(socket))
     process.on('exit', this.#remove)
@@ -90,19 +84,28 @@ export class ControlServer {
     // A client that is gone is no failure of ours.
     socket.on('error', () => socket.destroy())
     if (this.#clients.size >= MAX_CLIENTS) {
-      await writeLine(socket, { ok: false, reason: `there are ${MAX_CLIENTS} clients already` })
-      socket.destroySoon()
-      return
+      const stalled = [...this.#clients].find(client => client.stalled)
+      if (!stalled) {
+        await writeLine(socket, { ok: false, reason: `there are ${MAX_CLIENTS} clients already` })
+        socket.destroySoon()
+        return
+      }
+      this.#clients.delete(stalled)
+      stalled.socket.destroy()
     }
-    const client = { socket, busy: false }
+    const reader = new LineReader(socket)
+    const client: Client = { socket, reader, stalled: false, busy: false }
     this.#clients.add(client)
     socket.on('close', () => this.#clients.delete(client))
     try {
-      for await (const line of linesOf(socket)) {
+      for (let line = await reader.line(); line; line = await reader.line()) {
         client.busy = true
-        await writeLine(socket, await this.#answer(line))
+        const attaches = await this.#serveLine(client, line)
         client.busy = false
         if (this.#closing) break
+        if (!attaches) continue
+        await attachConsole(client, (await this.#controlled).machine.console)
+        break
       }
     } catch (error) {
       await writeLine(socket, { ok: false, reason: (error as Error).message })
@@ -110,21 +113,42 @@ export class ControlServer {
     socket.destroySoon()
   }
 
-  async #answer(line: Uint8Array): Promise<ControlAnswer> {
+  /** Answers one request; returns whether the connection is to become the console. */
+  async #serveLine({ socket }: Client, line: Uint8Array): Promise<boolean> {
+    let answer: ControlAnswer
+    let attaches = false
     try {
-      return await act(parseRequest(line), await this.#controlled)
+      const request = parseRequest(line)
+      answer = await act(request, await this.#controlled, this.#name)
+      attaches = request.do === 'console'
     } catch (error) {
-      return { ok: false, reason: error instanceof TypeError ? error.message : describeFailure(error).reason }
+      answer = { ok: false, reason: error instanceof TypeError ? error.message : describeFailure(error).reason }
     }
+    await writeLine(socket, answer)
+    return attaches
   }
 }
 
-async function act(request: ControlRequest, { machine, saver }: Controlled): Promise<ControlAnswer> {
+async function act(
+  request: ControlRequest,
+  { machine, saver }: Controlled,
+  name: string | undefined,
+): Promise<ControlAnswer> {
   switch (request.do) {
     case 'status': {
-      const { vcpus, memory } = machine.config
+      const { vcpus, memory, kernel } = machine.config
       const { current: saving } = saver
-      return { ok: true, state: machine.state, pid: process.pid, vcpus, memory, ...(saving && { saving }) }
+      return {
+        ok: true,
+        state: machine.state,
+        pid: process.pid,
+        ...(name !== undefined && { name }),
+        vcpus,
+        memory,
+        kernel: typeof kernel === 'string' ? kernel : null,
+        uptime: Math.round(process.uptime() * 10) / 10,
+        ...(saving && { saving }),
+      }
     }
     case 'snapshot': {
       const { do: _, ...save } = request
@@ -133,53 +157,17 @@ async function act(request: ControlRequest, { machine, saver }: Controlled): Pro
     case 'cancel':
       if (!saver.cancel()) return { ok: false, reason: 'no snapshot is being made' }
       break
+    case 'nmi':
+      await machine.injectNmi(request.vcpu)
+      break
+    case 'power-off':
+      machine.powerButton()
+      break
     case 'pause':
     case 'resume':
+    case 'reset':
     case 'stop':
       await machine[request.do]()
   }
   return { ok: true, state: machine.state }
-}
-
-async function removeStale(path: string): Promise<void> {
-  const stats = lstatSync(path, { throwIfNoEntry: false })
-  if (!stats) return
-  const remedy = 'give another path'
-  if (!stats.isSocket()) throw new ConfigError('control', path, 'there is something else, not a socket', remedy)
-  if (await answers(path)) throw inUse(path)
-  // Another one may have replaced it just now: what was moved aside is looked at again before it is removed.
-  const aside = `${path}.${randomBytes(4).toString('hex')}`
-  try {
-    renameSync(path, aside)
-  } catch (error) {
-    throw refusal(path, error as NodeJS.ErrnoException)
-  }
-  if (await answers(aside)) {
-    renameSync(aside, path)
-    throw inUse(path)
-  }
-  unlinkSync(aside)
-}
-
-/** Whether someone listens on a socket. Only a refusal says that nobody does. */
-function answers(path: string): Promise<boolean> {
-  return new Promise(resolve => {
-    const socket = connect(path)
-    socket.once('connect', () => {
-      socket.destroy()
-      resolve(true)
-    })
-    socket.once('error', (error: NodeJS.ErrnoException) =>
-      resolve(!['ECONNREFUSED', 'ENOENT'].includes(error.code ?? '')),
-    )
-  })
-}
-
-function inUse(path: string): ConfigError {
-  return new ConfigError('control', path, 'another machine answers there', 'give another path, or stop that machine')
-}
-
-function refusal(path: string, error: NodeJS.ErrnoException): ConfigError {
-  if (error.code === 'EADDRINUSE') return inUse(path)
-  return new ConfigError('control', path, `no socket can be made there (${error.message})`, 'give another path')
 }

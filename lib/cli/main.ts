@@ -1,11 +1,13 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { ctlCommand } from './ctl.js'
 import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
 import { inspectCommand } from './inspect.js'
 import { labCommand } from './lab.js'
 import { exitCode, printJson, reportFailure } from './output.js'
+import { psCommand } from './ps.js'
 import { restoreCommand } from './restore.js'
 import { runCommand } from './run.js'
 import { snapshotCommand } from './snapshot.js'
@@ -33,8 +35,10 @@ function buildProgram(): Command {
     doctorCommand(),
     labCommand(),
     runCommand(),
-    snapshotCommand(),
     restoreCommand(),
+    psCommand(),
+    ctlCommand(),
+    snapshotCommand(),
     inspectCommand(),
   ]
   for (const command of commands) {

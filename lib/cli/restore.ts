@@ -1,10 +1,17 @@
 import { Command, Option } from 'commander'
 import { type ClockMode, Machine } from '../index.js'
 import { percent } from './progress.js'
-import { addSessionOptions, runSession, type SessionOptions, sessionHelp } from './session.js'
+import {
+  addSessionOptions,
+  type ResetOptions,
+  resetOptions,
+  runSession,
+  type SessionOptions,
+  sessionHelp,
+} from './session.js'
 import { StatusLine } from './status-line.js'
 
-interface RestoreFlags extends SessionOptions {
+interface RestoreFlags extends SessionOptions, ResetOptions {
   readonly verify?: boolean
   readonly clock: ClockMode
 }
@@ -16,7 +23,7 @@ A snapshot that is damaged, or of a host whose CPU has what this one has not, en
 
 Examples:
   nested-kvm restore snap
-  nested-kvm restore snap --verify --clock stopped --control vm.sock`
+  nested-kvm restore snap --verify --clock stopped --name vm1`
 
 /** `nested-kvm restore`: goes on with a saved machine in this terminal. */
 export function restoreCommand(): Command {
@@ -36,7 +43,7 @@ export function restoreCommand(): Command {
         const status = new StatusLine(process.stderr.isTTY && !session.json ? process.stderr : undefined)
         const onProgress = (done: number, total: number) => status.show(`checking memory: ${percent({ done, total })}`)
         try {
-          return await Machine.restore(directory, { verify, clock, onProgress, signal })
+          return await Machine.restore(directory, { verify, clock, onProgress, signal, ...resetOptions(session) })
         } finally {
           status.close()
         }

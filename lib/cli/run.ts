@@ -1,9 +1,16 @@
 import { Command, InvalidArgumentError } from 'commander'
 import { type DiskOptions, Machine } from '../index.js'
 import { parseDisk } from './disk-option.js'
-import { addSessionOptions, runSession, type SessionOptions, sessionHelp } from './session.js'
+import {
+  addSessionOptions,
+  type ResetOptions,
+  resetOptions,
+  runSession,
+  type SessionOptions,
+  sessionHelp,
+} from './session.js'
 
-interface RunOptions extends SessionOptions {
+interface RunOptions extends SessionOptions, ResetOptions {
   readonly kernel: string
   readonly initrd?: string
   readonly append?: string
@@ -16,7 +23,8 @@ interface RunOptions extends SessionOptions {
 const EXAMPLES = `
 Examples:
   nested-kvm run --kernel bzImage --initrd initrd.cpio --append 'console=ttyS0'
-  nested-kvm run --kernel bzImage --memory 2G --cpus 4 --control vm.sock
+  nested-kvm run --kernel bzImage --memory 2G --cpus 4 --name vm1
+  nested-kvm ctl vm1 console
   nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img`
 
 /** `nested-kvm run`: one machine with its console on the terminal. */
@@ -46,6 +54,7 @@ export function runCommand(): Command {
           vcpus: cpus,
           memory,
           ...(disk === undefined ? {} : { disks: disk }),
+          ...resetOptions(session),
         })
       process.exitCode = await runSession(make, session)
     })

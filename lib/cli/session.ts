@@ -1,8 +1,9 @@
 import { homedir } from 'node:os'
 import { resolve } from 'node:path'
-import type { Command } from 'commander'
-import { GuestError, type Machine, type MachineEnd } from '../index.js'
+import { type Command, Option } from 'commander'
+import { ConfigError, GuestError, type GuestPanic, type Machine, type MachineEnd, type TripleFault } from '../index.js'
 import { type Controlled, ControlServer } from './control.js'
+import { type ControlPlace, makeRuntimeDirectory, placeOf } from './control-names.js'
 import { describeFailure, exitCode, printJson } from './output.js'
 import { describeSize, percent } from './progress.js'
 import { Saver } from './saver.js'
@@ -12,9 +13,25 @@ import { Terminal, type TerminalKey, terminalHelp } from './terminal.js'
 
 /** The options of the commands that have a machine in this terminal. */
 export interface SessionOptions {
+  readonly name?: string
   readonly control?: string
   readonly snapshotTo?: string
   readonly json?: boolean
+}
+
+/** What a reset and a triple fault do, where that was asked for. */
+export interface ResetOptions {
+  /** False with `--no-reboot`. */
+  readonly reboot: boolean
+  readonly onTripleFault?: TripleFault
+}
+
+/** As the library takes it: what was not asked for stays as it is. */
+export function resetOptions({ reboot, onTripleFault }: ResetOptions): {
+  readonly reboot?: boolean
+  readonly onTripleFault?: TripleFault
+} {
+  return { ...(reboot ? {} : { reboot }), ...(onTripleFault && { onTripleFault }) }
 }
 
 /** Exit codes of these commands beside those that all subcommands share. */
@@ -25,7 +42,7 @@ Exit code:
   0    the guest powered off
   1    the guest crashed; its registers are on standard error
   2    something asked for is wrong, or this host cannot do it
-  3    the guest reset itself
+  3    the guest reset itself, with --no-reboot
   4    left with Ctrl-A x, or stopped through its control socket
   n    the guest wrote to its debug-exit device: (value * 2) + 1
   129, 130, 143   ended by SIGHUP, SIGINT, SIGTERM
@@ -35,13 +52,20 @@ ${terminalHelp.map(line => `  ${line}`).join('\n')}
 
 Input that is no terminal is forwarded as it is; its end does not end the machine.
 
-The control socket takes a line of JSON for each request, and answers each with a line: {"do":"status"}, "pause", "resume",
-"stop", "cancel" (the snapshot that is being made), {"do":"snapshot","directory":"...","differential":true,"stop":true}.
-Only this user can reach it. It is what \`nested-kvm snapshot --control\` talks to.`
+A machine with a name is seen by \`nested-kvm ps\` and steered by \`nested-kvm ctl <name>\`: paused, reset, saved, attached to. What they
+talk to is a Unix socket that only this user can reach: a line of JSON for each request, a line for each answer. {"do":"status"},
+"pause", "resume", "reset", "power-off" (the power button), "stop" (the plug), "cancel" (the snapshot that is being made),
+{"do":"nmi","vcpu":0}, {"do":"snapshot","directory":"...","differential":true,"stop":true}, and "console": after its answer the
+connection is the console.`
 
 export function addSessionOptions(command: Command): Command {
   return command
-    .option('--control <socket>', 'a Unix socket to steer the machine through while it runs')
+    .option('--name <name>', 'what `nested-kvm ps` and `nested-kvm ctl` know the machine by')
+    .addOption(new Option('--control <socket>', 'a path for its control socket instead of a name').conflicts('name'))
+    .option('--no-reboot', 'end with a reset of the guest, which boots again otherwise')
+    .addOption(
+      new Option('--on-triple-fault <what>', 'crash, with a report, unless told otherwise').choices(['crash', 'reset']),
+    )
     .option('--snapshot-to <directory>', 'where Ctrl-A s saves to; it asks otherwise')
     .option('--json', 'print one line of JSON at the end; the console is on standard error then')
 }
@@ -52,7 +76,7 @@ export function addSessionOptions(command: Command): Command {
  */
 export async function runSession(
   make: (signal: AbortSignal) => Promise<Machine>,
-  { control: path, snapshotTo, json = false }: SessionOptions,
+  { name, control: path, snapshotTo, json = false }: SessionOptions,
 ): Promise<number> {
   const signals = catchSignals()
   const { signal } = signals
@@ -64,13 +88,16 @@ export async function runSession(
   })
   let control: ControlServer | undefined
   try {
-    if (path !== undefined) control = await ControlServer.listen(path, controlled)
+    const place = controlPlace(name, path)
+    if (place) control = await ControlServer.listen(place, controlled)
     signal.throwIfAborted()
     const machine = await make(signal)
     const saver = new Saver(machine)
-    const end = await runAttached(machine, saver, { snapshotTo, json, signal }, () => ready({ machine, saver }))
+    const { end, panic } = await runAttached(machine, saver, { snapshotTo, json, signal }, () =>
+      ready({ machine, saver }),
+    )
     signal.throwIfAborted()
-    return reportEnd(end, json)
+    return reportEnd(end, panic, json)
   } catch (error) {
     if (!(error instanceof Interrupted)) throw error
     if (json) printJson({ ok: false, reason: error.message })
@@ -80,6 +107,21 @@ export async function runSession(
     await control?.close()
     signals.close()
   }
+}
+
+function controlPlace(name: string | undefined, path: string | undefined): ControlPlace | undefined {
+  if (path !== undefined) return { path, field: 'control', value: path }
+  if (name === undefined) return undefined
+  if (name.includes('/')) throw new ConfigError('name', name, 'it is a path', 'give a name, or the path to --control')
+  const place = placeOf(name)
+  makeRuntimeDirectory(name)
+  return place
+}
+
+interface Outcome {
+  readonly end: MachineEnd
+  /** What the guest told of before it ended. */
+  readonly panic: GuestPanic | undefined
 }
 
 interface Attachment {
@@ -93,7 +135,17 @@ async function runAttached(
   saver: Saver,
   { snapshotTo, json, signal }: Attachment,
   started: () => void,
-): Promise<MachineEnd> {
+): Promise<Outcome> {
+  let panic: GuestPanic | undefined
+  machine.on('panic', told => {
+    panic = told
+    terminal.writeLines(['[the guest has panicked]'])
+  })
+  machine.on('reset', () => {
+    if (machine.state === 'ended') return
+    panic = undefined
+    terminal.writeLines(['[the machine was reset, and boots again]'])
+  })
   const onKey = (key: TerminalKey) => {
     if (key === 'help') terminal.writeLines(terminalHelp)
     else if (key === 'save') void saveByKey(terminal, saver, snapshotTo)
@@ -108,7 +160,8 @@ async function runAttached(
     if (machine.state === 'created') await machine.start()
     else if (machine.state === 'paused') await machine.resume()
     started()
-    return await machine.wait()
+    const end = await machine.wait()
+    return { end, panic }
   } finally {
     signal.removeEventListener('abort', stop)
     terminal.close()
@@ -149,11 +202,12 @@ async function saveByKey(terminal: Terminal, saver: Saver, snapshotTo: string | 
 }
 
 /** Says why the machine ended, on standard error unless it powered off, or as JSON; returns the exit code. */
-function reportEnd(end: MachineEnd, json: boolean): number {
+function reportEnd(end: MachineEnd, panic: GuestPanic | undefined, json: boolean): number {
   if (end.reason === 'crash') throw new GuestError(`the guest crashed: ${end.message}`, end.report)
   const [code, text] = endOf(end)
-  if (json) printJson({ ok: code === exitCode.ok, end: end.reason, exitCode: code })
-  else if (text) process.stderr.write(`nested-kvm: ${text}\n`)
+  const tail = end.reason === 'reset' && { tail: end.tail }
+  if (json) printJson({ ok: code === exitCode.ok, end: end.reason, exitCode: code, ...tail, ...(panic && { panic }) })
+  else if (text) process.stderr.write(`nested-kvm: ${panic ? 'the guest panicked; ' : ''}${text}\n`)
   return code
 }
 

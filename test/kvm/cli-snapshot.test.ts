@@ -131,7 +131,7 @@ it('a machine is saved by another process, stopped, and goes on in a third', asy
   const snap = join(directory, 'snap')
   const first = await alphabet(directory)
   expect(statSync(first.control).mode & 0o777).toBe(0o600)
-  const saved = await cli('snapshot', '--control', first.control, snap, '--stop', '--json')
+  const saved = await cli('ctl', first.control, 'snapshot', snap, '--stop', '--json')
   expect(saved).toMatchObject({ code: 0, stderr: '' })
   expect(JSON.parse(saved.stdout)).toMatchObject({ ok: true, directory: snap, differential: false, stopped: true })
   expect(await first.ended()).toBe(4)
@@ -158,10 +158,10 @@ it('a running machine is saved and goes on; differentials are verified, squashed
   const directory = await scratch()
   const machine = await alphabet(directory)
   const [full, diff, whole] = ['full', 'diff', 'whole'].map(name => join(directory, name)) as [string, string, string]
-  const early = await cli('snapshot', '--control', machine.control, diff, '--differential')
+  const early = await cli('ctl', machine.control, 'snapshot', diff, '--differential')
   expect([early.code, early.stderr]).toEqual([1, expect.stringMatching(/take a full snapshot first/)])
-  expect((await cli('snapshot', '--control', machine.control, full)).stdout).toMatch(/^saved .*full: \d.* in \d/)
-  expect((await cli('snapshot', '--control', machine.control, diff, '--differential')).code).toBe(0)
+  expect((await cli('ctl', machine.control, 'snapshot', full)).stdout).toMatch(/^saved .*full: \d.* in \d/)
+  expect((await cli('ctl', machine.control, 'snapshot', diff, '--differential')).code).toBe(0)
   const length = machine.text().length
   await until(() => machine.text().length > length + 30)
   expect(isAlphabet(machine.text())).toBe(true)
@@ -218,7 +218,7 @@ it('garbage gets an error and does not hurt the machine', async () => {
   }
   await refused('hello\n', /not JSON/)
   await refused('[]\n', /an object is needed|a JSON object/)
-  await refused('{"do":"reboot"}\n', /"reboot": it is none of snapshot, status/)
+  await refused('{"do":"reboot"}\n', /"reboot": it is none of snapshot, nmi, status/)
   await refused('{"do":"pause","now":true}\n', /"now": pause has no such member/)
   await refused('{"do":"snapshot"}\n', /a path is needed/)
   await refused('{"do":"snapshot","directory":7}\n', /directory: 7: a string is needed/)
@@ -248,7 +248,7 @@ it('a stale socket is replaced, a live one and what is no socket are refused', a
   machine.child.kill('SIGKILL')
   await machine.ended()
   expect(existsSync(machine.control)).toBe(true)
-  const dead = await cli('snapshot', '--control', machine.control, join(directory, 'snap'))
+  const dead = await cli('ctl', machine.control, 'snapshot', join(directory, 'snap'))
   expect(dead).toMatchObject({ code: 2, stderr: expect.stringContaining('no machine answers there') })
   const third = await alphabet(directory)
   expect(await say(third.control, '{"do":"stop"}\n')).toMatchObject([{ ok: true }])
@@ -258,6 +258,64 @@ it('a stale socket is replaced, a live one and what is no socket are refused', a
   expect(file).toMatchObject({ code: 2, stderr: expect.stringContaining('not a socket') })
   const long = await cli('run', ...options, '--control', join(directory, 'x'.repeat(100)))
   expect(long).toMatchObject({ code: 2, stderr: expect.stringContaining('give a shorter path') })
+})
+
+it('a machine with a name is listed, attached to, reset and stopped by it', async () => {
+  const directory = await scratch()
+  // For the commands that follow, too: they have this process's environment.
+  vi.stubEnv('XDG_RUNTIME_DIR', directory)
+  onTestFinished(() => void vi.unstubAllEnvs())
+  const options = ['--kernel', join(directory, 'kernel'), '--memory', MEMORY, '--cpu', 'host,-vmx,-svm']
+  const machine = start(['run', ...options, '--name', 'vm1'])
+  await until(() => machine.text().length > 10)
+  const { machines } = JSON.parse((await cli('ps', '--json')).stdout)
+  const facts = {
+    state: 'running',
+    pid: machine.child.pid,
+    vcpus: 1,
+    memory: 64 << 20,
+    kernel: join(directory, 'kernel'),
+  }
+  expect(machines).toMatchObject([{ name: 'vm1', ...facts }])
+  expect((await cli('ps')).stdout).toMatch(/^NAME +PID +STATE .*\nvm1 +\d+ +running +1 +64 MiB +\d+ s +kernel\n$/)
+  expect(await cli('run', ...options, '--name', 'vm1')).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('a machine of this name runs already'),
+  })
+
+  const attached = start(['ctl', 'vm1', 'console'])
+  await until(() => attached.text().length > 30)
+  expect(isAlphabet(attached.text())).toBe(true)
+  expect((await cli('ctl', 'vm1', 'pause')).stdout).toBe('paused\n')
+  expect((await cli('ctl', 'vm1', 'status')).stdout).toMatch(/^name +vm1\nstate +paused\n/)
+  expect(JSON.parse((await cli('ctl', 'vm1', 'reset', '--json')).stdout)).toEqual({ ok: true, state: 'paused' })
+  expect((await cli('ctl', 'vm1', 'resume')).stdout).toBe('running\n')
+  await until(() => /boots again\]\na/.test(machine.text()))
+  expect(await cli('ctl', 'vm1', 'nmi', '7')).toMatchObject({ code: 1, stderr: expect.stringContaining('no vCPU 7') })
+  expect((await cli('ctl', 'vm1', 'power-off')).stdout).toBe('running\n')
+  // It attends to no power button, but to what is typed by whom ever.
+  attached.child.stdin!.write('q')
+  expect(await machine.ended()).toBe(QUIT)
+  expect(await attached.ended()).toBe(0)
+  expect(JSON.parse((await cli('ps', '--json')).stdout)).toEqual({ ok: true, machines: [] })
+  expect(await cli('ctl', 'vm1', 'status')).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('no machine of this'),
+  })
+})
+
+it('the key to leave an attached console leaves the machine running', async () => {
+  const machine = await alphabet(await scratch())
+  const attached = inTerminal(['ctl', machine.control, 'console'])
+  await until(() => attached.text().length > 30)
+  attached.child.stdin!.write('\x01h')
+  await until(() => attached.text().includes('Ctrl-A x       leave'))
+  attached.child.stdin!.write('\x01x')
+  expect(await attached.ended()).toBe(0)
+  const { length } = machine.text()
+  await until(() => machine.text().length > length)
+  machine.child.stdin!.write('q')
+  expect(await machine.ended()).toBe(QUIT)
 })
 
 it('a save that is cancelled leaves nothing, and the machine goes on', async () => {
@@ -293,7 +351,7 @@ it('Ctrl-C in the client of a save cancels it', async () => {
     })
   }).listen(control)
   onTestFinished(() => void server.close())
-  const client = start(['snapshot', '--control', control, join(directory, 'snap'), '--json'])
+  const client = start(['ctl', control, 'snapshot', join(directory, 'snap'), '--json'])
   await until(() => asked.includes('status'))
   client.child.kill('SIGINT')
   expect(await client.ended()).toBe(130)
@@ -379,7 +437,7 @@ it('what is no snapshot, or a damaged one, is told with exit code 2', async () =
   expect(none).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/it is no snapshot/) })
   const machine = await alphabet(directory)
   const snap = join(directory, 'snap')
-  await cli('snapshot', '--control', machine.control, snap, '--stop')
+  await cli('ctl', machine.control, 'snapshot', snap, '--stop')
   const { open } = await import('node:fs/promises')
   const memory = await open(join(snap, 'memory'), 'r+')
   await memory.write(Buffer.from('damage'), 0, 6, 5 << 20)
