@@ -1,9 +1,10 @@
 import { connect, type Socket } from 'node:net'
 import { Duplex } from 'node:stream'
 import { ConfigError, GuestError } from '../index.js'
+import { MAX_SOCKET_PATH } from '../sockets/private-socket.js'
 import { LineReader } from './control-lines.js'
 import { type ControlPlace, placeOf } from './control-names.js'
-import { type ControlAnswer, type ControlRequest, MAX_SOCKET_PATH } from './control-protocol.js'
+import type { ControlAnswer, ControlRequest } from './control-protocol.js'
 
 /** A connection to the control socket of a machine, in this or another process. */
 export class ControlClient {

@@ -2,7 +2,7 @@ import { lstatSync, mkdirSync, readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { isAbsolute, join } from 'node:path'
 import { ConfigError } from '../index.js'
-import { MAX_SOCKET_PATH } from './control-protocol.js'
+import { MAX_SOCKET_PATH } from '../sockets/private-socket.js'
 
 const SUFFIX = '.sock'
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/

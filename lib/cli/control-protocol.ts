@@ -40,8 +40,6 @@ export type ControlAnswer =
 
 /** Bytes of one line. The longest that makes sense has a path in it, which Linux bounds at 4096. */
 export const MAX_LINE = 64 * 1024
-/** `sun_path` of `struct sockaddr_un` has 108 bytes: its zero among them, and what a stale one's name is made longer by. */
-export const MAX_SOCKET_PATH = 108 - 1 - '.12345678'.length
 
 /** The members that requests have, and their types. */
 const MEMBERS: Readonly<Record<string, Readonly<Record<string, 'string' | 'boolean' | 'number'>>>> = {

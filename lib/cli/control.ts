@@ -1,11 +1,10 @@
-import { unlinkSync } from 'node:fs'
-import type { Server, Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import type { Machine } from '../index.js'
+import { listenPrivately, type PrivateSocket } from '../sockets/private-socket.js'
 import { type Attached, attachConsole } from './control-console.js'
 import { LineReader, writeLine } from './control-lines.js'
 import type { ControlPlace } from './control-names.js'
 import { type ControlAnswer, type ControlRequest, parseRequest } from './control-protocol.js'
-import { listenOn } from './control-socket.js'
 import { describeFailure } from './output.js'
 import type { Saver } from './saver.js'
 
@@ -29,9 +28,8 @@ interface Client extends Attached {
 
 /** `--name`, `--control`: a Unix socket, this user's only, through which other processes steer a machine. */
 export class ControlServer {
-  readonly path: string
   readonly #name: string | undefined
-  readonly #server: Server
+  readonly #listening: PrivateSocket
   /** Requests wait for it. */
   readonly #controlled: Promise<Controlled>
   readonly #clients = new Set<Client>()
@@ -42,42 +40,37 @@ export class ControlServer {
    * @throws {ConfigError} another machine answers there, or no socket can be made there
    */
   static async listen(place: ControlPlace, controlled: Promise<Controlled>): Promise<ControlServer> {
-    return new ControlServer(place, await listenOn(place), controlled)
+    const { path, field, value } = place
+    const named = {
+      inUse: [
+        'a machine of this name runs already',
+        `give another name, or stop that machine: nested-kvm ctl ${value} stop`,
+      ],
+      remedy: 'set XDG_RUNTIME_DIR to a directory of your own',
+    } as const
+    const listening = await listenPrivately(path, { field, value, ...(field === 'name' && named) })
+    return new ControlServer(place, listening, controlled)
   }
 
-  private constructor({ path, field, value }: ControlPlace, server: Server, controlled: Promise<Controlled>) {
-    this.path = path
+  private constructor({ field, value }: ControlPlace, listening: PrivateSocket, controlled: Promise<Controlled>) {
     this.#name = field === 'name' ? value : undefined
-    this.#server = server
+    this.#listening = listening
     this.#controlled = controlled
     // Who waits for it is told; if nobody does, it is no failure of ours.
     controlled.catch(() => {})
-    server.on('error', () => {})
-    server.on('connection', socket => void this.#serve(socket))
-    process.on('exit', this.#remove)
+    listening.server.on('connection', socket => void this.#serve(socket))
   }
 
   /** Answers what is being done, lets the clients go and removes the socket. */
   async close(): Promise<void> {
     this.#closing = true
-    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
-    this.#server.unref()
+    const closed = this.#listening.close()
     for (const { socket, busy } of this.#clients) if (!busy) socket.end()
     const late = setTimeout(() => {
       for (const { socket } of this.#clients) socket.destroy()
     }, LAST_ANSWER)
     await closed
     clearTimeout(late)
-    process.off('exit', this.#remove)
-  }
-
-  /** `Server.close` does this too; it is not called where the process just exits. */
-  readonly #remove = (): void => {
-    try {
-      unlinkSync(this.path)
-    } catch {
-      // It is gone already.
-    }
   }
 
   async #serve(socket: Socket): Promise<void> {

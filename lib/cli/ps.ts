@@ -1,9 +1,9 @@
 import { basename } from 'node:path'
 import { Command } from 'commander'
+import { removeStale } from '../sockets/private-socket.js'
 import { ControlClient } from './control-client.js'
 import { placeOf, registeredNames } from './control-names.js'
 import type { ControlStatus } from './control-protocol.js'
-import { removeStale } from './control-socket.js'
 import { exitCode, printJson } from './output.js'
 import { describeSize } from './progress.js'
 
