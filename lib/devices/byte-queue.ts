@@ -28,6 +28,22 @@ export class ByteQueue {
     return byte
   }
 
+  /** Takes as many bytes as there are and as `target` has room for; returns how many. */
+  take(target: Uint8Array): number {
+    let done = 0
+    for (let piece = this.#pieces[0]; piece && done < target.length; piece = this.#pieces[0]) {
+      const part = piece.subarray(this.#offset, this.#offset + target.length - done)
+      target.set(part, done)
+      done += part.length
+      this.#offset += part.length
+      if (this.#offset < piece.length) break
+      this.#pieces.shift()
+      this.#offset = 0
+    }
+    this.#length -= done
+    return done
+  }
+
   clear(): void {
     this.#pieces = []
     this.#offset = this.#length = 0

@@ -91,6 +91,11 @@ export class Queue {
     return readChain(this.#memory, this.#descriptors, head, this.#features.indirect)
   }
 
+  /** Puts back the chain that was taken last: it is the next one again. */
+  unpop(): void {
+    this.#nextAvailable = (this.#nextAvailable - 1) & 0xffff
+  }
+
   /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8), of which it takes note. */
   push(chain: Chain, written: number): void {
     let left = written
