@@ -4,7 +4,8 @@ export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
 export type { DiskConfig, DiskOptions } from './config/disks.js'
-export type { MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
+export type { ConsoleKind, MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
+export type { VsockConfig, VsockOptions } from './config/vsock.js'
 export type { PanicEvent } from './devices/pvpanic.js'
 export { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from './errors.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
@@ -44,6 +45,7 @@ export {
   type RestoreOptions,
   type SnapshotOptions,
 } from './machine/machine.js'
+export type { Vsock, VsockConnectOptions, VsockListener } from './machine/vsock.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
 export {
   type DescribedField,

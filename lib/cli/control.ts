@@ -61,6 +61,10 @@ export class ControlServer {
     listening.server.on('connection', socket => void this.#serve(socket))
   }
 
+  get path(): string {
+    return this.#listening.path
+  }
+
   /** Answers what is being done, lets the clients go and removes the socket. */
   async close(): Promise<void> {
     this.#closing = true

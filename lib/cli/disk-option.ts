@@ -1,5 +1,6 @@
 import { InvalidArgumentError } from 'commander'
 import type { DiskOptions } from '../index.js'
+import { splitWords } from './comma-words.js'
 
 const FLAGS = ['snapshot', 'readonly', 'direct'] as const
 const WORDS = [...FLAGS, 'overlay=FILE', 'serial=TEXT'].join(', ')
@@ -17,14 +18,4 @@ export function parseDisk(value: string): DiskOptions {
     }
   }
   return disk as unknown as DiskOptions
-}
-
-/** Splits at commas; a doubled one stands for itself. */
-function splitWords(value: string): string[] {
-  const words = ['']
-  for (const [part] of value.matchAll(/,,|,|[^,]+/g)) {
-    if (part === ',') words.push('')
-    else words[words.length - 1] += part === ',,' ? ',' : part
-  }
-  return words
 }

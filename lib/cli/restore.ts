@@ -14,6 +14,7 @@ import { StatusLine } from './status-line.js'
 interface RestoreFlags extends SessionOptions, ResetOptions {
   readonly verify?: boolean
   readonly clock: ClockMode
+  readonly vsock?: string
 }
 
 const HELP = `
@@ -36,14 +37,22 @@ export function restoreCommand(): Command {
         .choices(['realtime', 'stopped'])
         .default('realtime'),
     )
+    .option('--vsock <socket>', 'the Unix socket of its vsock, in place of the one that it had')
   return addSessionOptions(command)
     .addHelpText('after', `${sessionHelp}\n${HELP}`)
-    .action(async (directory: string, { verify = false, clock, ...session }: RestoreFlags) => {
+    .action(async (directory: string, { verify = false, clock, vsock, ...session }: RestoreFlags) => {
       process.exitCode = await runSession(async signal => {
         const status = new StatusLine(process.stderr.isTTY && !session.json ? process.stderr : undefined)
         const onProgress = (done: number, total: number) => status.show(`checking memory: ${percent({ done, total })}`)
         try {
-          return await Machine.restore(directory, { verify, clock, onProgress, signal, ...resetOptions(session) })
+          return await Machine.restore(directory, {
+            verify,
+            clock,
+            vsockPath: vsock,
+            onProgress,
+            signal,
+            ...resetOptions(session),
+          })
         } finally {
           status.close()
         }

@@ -1,5 +1,5 @@
-import { Command, InvalidArgumentError } from 'commander'
-import { type DiskOptions, Machine } from '../index.js'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { type ConsoleKind, type DiskOptions, Machine, type VsockOptions } from '../index.js'
 import { parseDisk } from './disk-option.js'
 import {
   addSessionOptions,
@@ -9,6 +9,7 @@ import {
   type SessionOptions,
   sessionHelp,
 } from './session.js'
+import { parseVsock } from './vsock-option.js'
 
 interface RunOptions extends SessionOptions, ResetOptions {
   readonly kernel: string
@@ -18,14 +19,23 @@ interface RunOptions extends SessionOptions, ResetOptions {
   readonly cpus: number
   readonly memory: string
   readonly disk?: readonly DiskOptions[]
+  readonly console: ConsoleKind
+  readonly rng: boolean
+  readonly vsock?: VsockOptions
 }
+
+const VSOCK = `
+Through the socket of --vsock, who writes "CONNECT <port>" reads "OK <port of the host>", and then talks to what listens on that port
+in the guest. What the guest connects to port <port> of the host (context 2) arrives at the socket SOCKET_<port>, if there is one.
+The sockets are used as with Firecracker; only this user can reach the one that is made.`
 
 const EXAMPLES = `
 Examples:
   nested-kvm run --kernel bzImage --initrd initrd.cpio --append 'console=ttyS0'
   nested-kvm run --kernel bzImage --memory 2G --cpus 4 --name vm1
   nested-kvm ctl vm1 console
-  nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img`
+  nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img
+  nested-kvm run --kernel bzImage --initrd initrd.cpio --console virtio --vsock v.sock`
 
 /** `nested-kvm run`: one machine with its console on the terminal. */
 export function runCommand(): Command {
@@ -42,22 +52,38 @@ export function runCommand(): Command {
       'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,overlay=FILE][,readonly][,direct]',
       addDisk,
     )
+    .addOption(
+      new Option('--console <kind>', 'the console on this terminal: ttyS0, or the faster hvc0')
+        .choices(['serial', 'virtio'])
+        .default('serial'),
+    )
+    .option(
+      '--vsock <socket>',
+      'streams between guest and host, through a Unix socket that is made: SOCKET[,cid=N]',
+      parseVsock,
+    )
+    .option('--no-rng', "without the entropy device that gives the host's randomness")
   return addSessionOptions(command)
-    .addHelpText('after', `${sessionHelp}\n${EXAMPLES}`)
-    .action(async ({ kernel, initrd, append, cpu, cpus, memory, disk, ...session }: RunOptions) => {
-      const make = () =>
-        Machine.create({
-          kernel,
-          ...(initrd === undefined ? {} : { initrd }),
-          ...(append === undefined ? {} : { cmdline: append }),
-          cpu,
-          vcpus: cpus,
-          memory,
-          ...(disk === undefined ? {} : { disks: disk }),
-          ...resetOptions(session),
-        })
-      process.exitCode = await runSession(make, session)
-    })
+    .addHelpText('after', `${sessionHelp}\n${VSOCK}\n${EXAMPLES}`)
+    .action(
+      async ({ kernel, initrd, append, cpu, cpus, memory, disk, console, rng, vsock, ...session }: RunOptions) => {
+        const make = () =>
+          Machine.create({
+            kernel,
+            ...(initrd === undefined ? {} : { initrd }),
+            ...(append === undefined ? {} : { cmdline: append }),
+            cpu,
+            vcpus: cpus,
+            memory,
+            ...(disk === undefined ? {} : { disks: disk }),
+            console,
+            rng,
+            ...(vsock === undefined ? {} : { vsock }),
+            ...resetOptions(session),
+          })
+        process.exitCode = await runSession(make, session)
+      },
+    )
 }
 
 function joinWords(value: string, before: string | undefined): string {

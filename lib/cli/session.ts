@@ -153,6 +153,12 @@ async function runAttached(
   }
   const output = json ? process.stderr : process.stdout
   const terminal = new Terminal({ input: process.stdin, output, console: machine.console, onKey })
+  // The guest's programs draw for a terminal of this size, where its console can tell them.
+  const resize = () => machine.console.resize(process.stdout.columns, process.stdout.rows)
+  if (!json && process.stdout.isTTY) {
+    resize()
+    process.stdout.on('resize', resize)
+  }
   const stop = () => void machine.stop()
   signal.addEventListener('abort', stop, { once: true })
   if (signal.aborted) stop()
@@ -164,6 +170,7 @@ async function runAttached(
     return { end, panic }
   } finally {
     signal.removeEventListener('abort', stop)
+    process.stdout.off('resize', resize)
     terminal.close()
     await machine.stop()
   }

@@ -2,6 +2,10 @@ import { accessSync, constants, statSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { ConfigError } from '../errors.js'
 import { type DiskConfig, type DiskOptions, parseDisks } from './disks.js'
+import { parseVsock, type VsockConfig, type VsockOptions } from './vsock.js'
+
+/** The console that a machine is talked to on: COM1 (ttyS0), or a virtio console (hvc0). */
+export type ConsoleKind = (typeof CONSOLES)[number]
 
 /** What a user gives. All but `kernel` has a default. */
 export interface MachineOptions {
@@ -9,7 +13,7 @@ export interface MachineOptions {
   readonly kernel: string | Uint8Array
   /** Initramfs: the path of a file, or its content. Default: none. */
   readonly initrd?: string | Uint8Array | undefined
-  /** Kernel command line. Default: `console=ttyS0 panic=-1`. */
+  /** Kernel command line. Default: `console=ttyS0 panic=-1`, with `hvc0` where `console` is `virtio`. */
   readonly cmdline?: string | undefined
   /** CPU and its flags: `host`, `host,+vmx`, `host,-svm`, ... Default: `host`. */
   readonly cpu?: string | undefined
@@ -23,6 +27,12 @@ export interface MachineOptions {
   readonly reboot?: boolean | undefined
   /** What a triple fault is: the machine's end, with a report, or a reset as any other. Default: `crash`. */
   readonly onTripleFault?: TripleFault | undefined
+  /** What `machine.console` is; COM1 is there in any case. Default: `serial`. */
+  readonly console?: ConsoleKind | undefined
+  /** An entropy device that has the host's randomness. Default: true. */
+  readonly rng?: boolean | undefined
+  /** Streams between the guest and the host. Default: none. */
+  readonly vsock?: VsockOptions | null | undefined
 }
 
 export type TripleFault = 'crash' | 'reset'
@@ -40,6 +50,9 @@ export interface MachineConfig {
   readonly disks: readonly DiskConfig[]
   readonly reboot: boolean
   readonly onTripleFault: TripleFault
+  readonly console: ConsoleKind
+  readonly rng: boolean
+  readonly vsock: VsockConfig | null
 }
 
 /** What the host sets as limits. */
@@ -50,8 +63,23 @@ export interface HostLimits {
   readonly vcpus: number
 }
 
-const DEFAULTS = { cmdline: 'console=ttyS0 panic=-1', cpu: 'host', vcpus: 1, memory: '512M' } as const
-const KEYS = ['kernel', 'initrd', 'cmdline', 'cpu', 'vcpus', 'memory', 'disks', 'reboot', 'onTripleFault'] as const
+const CONSOLES = ['serial', 'virtio'] as const
+const CMDLINES = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' } as const
+const DEFAULTS = { cpu: 'host', vcpus: 1, memory: '512M' } as const
+const KEYS = [
+  'kernel',
+  'initrd',
+  'cmdline',
+  'cpu',
+  'vcpus',
+  'memory',
+  'disks',
+  'console',
+  'rng',
+  'vsock',
+  'reboot',
+  'onTripleFault',
+] as const
 
 const PAGE_SIZE = 4096
 const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
@@ -76,15 +104,19 @@ export function parseMachineConfig(
   if (options.kernel === undefined) {
     throw new ConfigError('kernel', undefined, 'a machine needs one', 'give the path of a bzImage or vmlinux')
   }
+  const console = consoleKind(options.console)
   return {
     kernel: content('kernel', options.kernel),
     initrd: options.initrd === undefined ? undefined : content('initrd', options.initrd),
-    cmdline: text('cmdline', options.cmdline ?? DEFAULTS.cmdline),
+    cmdline: text('cmdline', options.cmdline ?? CMDLINES[console]),
     cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
     memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
     disks: parseDisks(options.disks),
     ...resetPolicy(options),
+    console,
+    rng: flag('rng', options.rng ?? true),
+    vsock: parseVsock(options.vsock),
   }
 }
 
@@ -169,6 +201,18 @@ function fileProblem(error: unknown): string {
   if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file'
   if (code === 'EACCES') return 'it may not be read'
   return `it cannot be read (${code})`
+}
+
+export function consoleKind(value: unknown = 'serial'): ConsoleKind {
+  const kind = CONSOLES.find(kind => kind === value)
+  if (!kind) throw new ConfigError('console', value, 'there is no such console', `give one of ${CONSOLES.join(', ')}`)
+  return kind
+}
+
+export function flag(field: string, value: unknown): boolean {
+  if (typeof value !== 'boolean')
+    throw new ConfigError(field, value, 'it is neither true nor false', 'give one of them')
+  return value
 }
 
 export function text(field: string, value: unknown): string {

@@ -1,18 +1,32 @@
 import { ConfigError } from '../errors.js'
 import { parseSavedDisks, saveDisk } from './disks.js'
-import { type HostLimits, type MachineConfig, memorySize, resetPolicy, text, vcpuCount } from './machine-config.js'
+import {
+  consoleKind,
+  flag,
+  type HostLimits,
+  type MachineConfig,
+  memorySize,
+  resetPolicy,
+  text,
+  vcpuCount,
+} from './machine-config.js'
+import { parseVsock } from './vsock.js'
 
-type Plain = null | string | number | boolean | readonly Readonly<Record<string, string | boolean | null>>[]
+type Scalar = null | string | number | boolean
+type Fields = Readonly<Record<string, Scalar>>
+type Plain = Scalar | Fields | readonly Fields[]
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
 export function saveConfig(config: MachineConfig): SavedConfig {
   const path = (content: string | Uint8Array | undefined) => (typeof content === 'string' ? content : null)
+  const { vsock } = config
   return {
     ...config,
     kernel: path(config.kernel),
     initrd: path(config.initrd),
     disks: config.disks.map(disk => ({ ...saveDisk(disk) })),
+    vsock: vsock && { ...vsock },
   }
 }
 
@@ -34,6 +48,9 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
     memory: memorySize(fields.memory, limits.memory),
     disks: parseSavedDisks(fields.disks),
+    console: consoleKind(fields.console),
+    rng: flag('rng', fields.rng),
+    vsock: parseVsock(fields.vsock),
     ...resetPolicy(fields),
   }
 }

@@ -24,18 +24,28 @@ interface Expectation {
 const KEPT_TEXT = 1 << 20
 /** Output kept for a reader that does not read: what comes then is dropped, for the guest may write for ever. */
 const KEPT_OUTPUT = 16 << 20
+/** Above this much output that a reader has not taken, the guest waits, where its device can. */
+const OUTPUT_HIGH_WATER = 1 << 20
 const TAIL_LINES = 20
 /** In reports: a Linux kernel that panics says why before its call trace. */
 const REPORT_LINES = 60
 /** The last output, kept for reports and for those that come later. */
 const KEPT_RECENT = 16 << 10
 
+export interface ConsoleOptions {
+  /** The guest may write again, after `output` returned false. */
+  readonly goOn?: () => void
+  /** Tells the guest the size of the terminal. */
+  readonly resize?: (columns: number, rows: number) => void
+}
+
 /**
- * The guest's serial console. Readable: what the guest writes; writable: what it reads. `expect` follows the same output
+ * A console of the guest. Readable: what the guest writes; writable: what it reads. `expect` follows the same output
  * and is independent of who else reads it.
  */
 export class Console extends Duplex {
   readonly #input: (bytes: Uint8Array) => boolean
+  readonly #options: ConsoleOptions
   readonly #decoder = new TextDecoder()
   readonly #watchers = new Set<(bytes: Uint8Array) => void>()
   #recent: Uint8Array[] = []
@@ -48,22 +58,33 @@ export class Console extends Duplex {
   dropped = 0
 
   /** @param input gives bytes to the guest; returns false where `drain` tells when to go on */
-  constructor(input: (bytes: Uint8Array) => boolean) {
+  constructor(input: (bytes: Uint8Array) => boolean, options: ConsoleOptions = {}) {
     super({ allowHalfOpen: true, emitClose: true })
     // As many as are attached to it, and wait to type.
     this.setMaxListeners(0)
     this.#input = input
+    this.#options = options
+    // Nobody is waited for who does not read any more.
+    this.on('removeListener', () => !this.#hasReader && this.#options.goOn?.())
   }
 
-  /** @internal The guest wrote. */
-  output(bytes: Uint8Array): void {
-    if (this.#ended) return
+  /**
+   * Tells the guest how large the terminal is that shows its console; 0 where nobody knows. A serial console has no way to.
+   */
+  resize(columns: number, rows: number): void {
+    this.#options.resize?.(columns, rows)
+  }
+
+  /** @internal The guest wrote. False: who reads it is behind, `goOn` tells when to go on. */
+  output(bytes: Uint8Array): boolean {
+    if (this.#ended) return true
     if (this.readableLength + bytes.length > KEPT_OUTPUT) this.dropped += bytes.length
     else this.push(bytes)
     this.#keep(bytes)
     for (const watcher of this.#watchers) watcher(bytes)
     this.#text = (this.#text + this.#decoder.decode(bytes, { stream: true })).slice(-KEPT_TEXT)
     this.#match()
+    return !this.#hasReader || this.readableLength < OUTPUT_HIGH_WATER
   }
 
   /** @internal The guest has read what was held back. */
@@ -142,7 +163,9 @@ export class Console extends Duplex {
     return lastLines(this.#text, TAIL_LINES)
   }
 
-  override _read(): void {}
+  override _read(): void {
+    this.#options.goOn?.()
+  }
 
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: () => void): void {
     if (this.#ended || this.#input(chunk)) done()
@@ -155,6 +178,10 @@ export class Console extends Duplex {
     if (this.#recentLength < 2 * KEPT_RECENT) return
     this.#recent = [this.recent()]
     this.#recentLength = KEPT_RECENT
+  }
+
+  get #hasReader(): boolean {
+    return this.listenerCount('data') > 0 || this.listenerCount('readable') > 0
   }
 
   #match(): void {

@@ -8,8 +8,9 @@ import {
   type TripleFault,
 } from '../config/machine-config.js'
 import { saveConfig } from '../config/saved-config.js'
+import { withVsockPath } from '../config/vsock.js'
 import type { PanicEvent } from '../devices/pvpanic.js'
-import { GuestError, SnapshotError } from '../errors.js'
+import { ConfigError, GuestError, SnapshotError } from '../errors.js'
 import { cap } from '../kvm/capabilities.js'
 import type { VcpuExit } from '../kvm/exit.js'
 import { Kvm } from '../kvm/kvm.js'
@@ -32,6 +33,7 @@ import { crashReport, exitFacts } from './report.js'
 import { prepareReset } from './reset.js'
 import { checkSnapshot, openImages } from './restore.js'
 import { applyMoment, takeMoment } from './state.js'
+import type { Vsock } from './vsock.js'
 
 /** How a machine ended. */
 export type MachineEnd =
@@ -65,6 +67,8 @@ export interface RestoreOptions {
   readonly reboot?: boolean
   /** As in `MachineOptions`. Default: what the machine had that was saved. */
   readonly onTripleFault?: TripleFault
+  /** The Unix socket of its vsock, in place of the one that it had; null for none. */
+  readonly vsockPath?: string | null | undefined
 }
 
 export interface SnapshotOptions {
@@ -196,7 +200,7 @@ export class Machine extends EventEmitter<MachineEvents> {
     if (verify) await verifyMemory(directory, options)
     const snapshot = await readSnapshot(directory)
     using kvm = Kvm.open()
-    const saved = checkSnapshot(snapshot, kvm)
+    const saved = withVsockPath(checkSnapshot(snapshot, kvm), options.vsockPath)
     const { reboot = saved.reboot, onTripleFault = saved.onTripleFault } = options
     const config = { ...saved, ...resetPolicy({ reboot, onTripleFault }) }
     try {
@@ -249,9 +253,24 @@ export class Machine extends EventEmitter<MachineEvents> {
     return this.#state
   }
 
-  /** The serial console, COM1. */
+  /** The console that was asked for: COM1 or, with `console: 'virtio'`, hvc0. */
   get console(): Console {
+    return this.#parts.virtio.console ?? this.serial
+  }
+
+  /** The serial console, COM1. */
+  get serial(): Console {
     return this.#parts.console
+  }
+
+  /**
+   * Streams to and from the guest.
+   * @throws {ConfigError} the machine has no vsock
+   */
+  get vsock(): Vsock {
+    const { vsock } = this.#parts.virtio
+    if (!vsock) throw new ConfigError('vsock', null, 'this machine has none', 'create it with vsock: {}')
+    return vsock
   }
 
   /** Guest-physical memory. */
@@ -351,7 +370,7 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   /**
    * A second machine, which goes on from this moment as this one does: running if this one runs, else paused. Memory is shared
-   * until one of them writes to it.
+   * until one of them writes to it. Its vsock has no Unix socket.
    * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
    */
   fork(): Promise<Machine> {
@@ -361,7 +380,9 @@ export class Machine extends EventEmitter<MachineEvents> {
       const moment = takeMoment(parts)
       const images = parts.ram.freeze().map((image, i) => ({ guestAddress: parts.ram.regions[i]!.guestAddress, image }))
       using kvm = Kvm.open()
-      const twin = await Machine.#make(this.config, 'paused', (peripherals, events) => {
+      // The socket is this one's.
+      const config = this.config.vsock ? withVsockPath(this.config, null) : this.config
+      const twin = await Machine.#make(config, 'paused', (peripherals, events) => {
         thawDisks(peripherals, disks)
         return rebuildMachine(kvm, images, this.config.vcpus, peripherals, events, fresh =>
           applyMoment(fresh, moment, { clock: 'realtime' }),
@@ -587,6 +608,7 @@ export class Machine extends EventEmitter<MachineEvents> {
     this.#state = 'ended'
     uart.flush()
     console.finish()
+    virtio.console?.finish()
     // What a device has of guest memory is not touched any more.
     vm.close()
     await virtio.close()

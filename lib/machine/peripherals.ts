@@ -1,8 +1,13 @@
+import { randomFillSync } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import type { DiskConfig } from '../config/disks.js'
 import type { MachineConfig } from '../config/machine-config.js'
+import type { VsockConfig } from '../config/vsock.js'
 import { BlockDevice } from '../devices/virtio/block.js'
+import { VirtioConsole } from '../devices/virtio/console.js'
 import type { VirtioDevice } from '../devices/virtio/device.js'
+import { VirtioRng } from '../devices/virtio/rng.js'
+import { VirtioVsock } from '../devices/virtio/vsock/vsock.js'
 import { ConfigError } from '../errors.js'
 import { openImageFile } from '../kvm/image-file.js'
 import type { BlockStorage } from '../storage/block-storage.js'
@@ -10,6 +15,9 @@ import { Overlay } from '../storage/overlay.js'
 import { openKeptLayer } from '../storage/overlay-file.js'
 import { OverlayLayer } from '../storage/overlay-layer.js'
 import { RawImage } from '../storage/raw-image.js'
+import { Console } from './console.js'
+import { Vsock } from './vsock.js'
+import { VsockSocket } from './vsock-socket.js'
 
 /** A virtio device, and its name in snapshots and messages. Their order is that of their places in the machine. */
 export interface Peripheral {
@@ -17,6 +25,8 @@ export interface Peripheral {
   readonly device: VirtioDevice
   /** Of a disk that is not read-only: where what is written goes, undefined where that is the image itself. */
   readonly disk?: { readonly path: string; readonly overlay: Overlay | undefined }
+  readonly console?: Console
+  readonly vsock?: Vsock
 }
 
 /** Told of a failure of the host's that the guest sees as one of the device's. */
@@ -33,6 +43,9 @@ export async function openPeripherals(config: MachineConfig, onFailure: DeviceFa
       const name = `disk${index}`
       peripherals.push(openDisk(name, `disks[${index}]`, disk, error => onFailure(name, error)))
     }
+    if (config.rng) peripherals.push({ name: 'rng', device: new VirtioRng(bytes => void randomFillSync(bytes)) })
+    if (config.console === 'virtio') peripherals.push(makeConsole())
+    if (config.vsock) peripherals.push(await openVsock(config.vsock))
     return peripherals
   } catch (error) {
     await closePeripherals(peripherals)
@@ -68,6 +81,25 @@ function openKept(image: RawImage, field: string, path: string): BlockStorage {
       'give a file that was made for this image, or one that is not there yet',
     )
   }
+}
+
+function makeConsole(): Peripheral {
+  const device: VirtioConsole = new VirtioConsole({
+    output: bytes => console.output(bytes),
+    drain: () => console.drain(),
+  })
+  const console = new Console(bytes => device.input(bytes), {
+    goOn: () => device.goOn(),
+    resize: (columns, rows) => device.resize(columns, rows),
+  })
+  return { name: 'console', device, console }
+}
+
+async function openVsock({ cid, path }: VsockConfig): Promise<Peripheral> {
+  const vsock = new Vsock(cid, path === null ? undefined : await VsockSocket.listen(path))
+  const device = new VirtioVsock(cid, vsock)
+  vsock.attach(device)
+  return { name: 'vsock', device, vsock }
 }
 
 export async function closePeripherals(peripherals: readonly Peripheral[]): Promise<void> {

@@ -6,7 +6,9 @@ import { REGISTER } from '../devices/virtio/registers.js'
 import { EventFd } from '../kvm/event-fd.js'
 import type { Vm } from '../kvm/vm.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
+import type { Console } from './console.js'
 import { closePeripherals, type Peripheral } from './peripherals.js'
+import type { Vsock } from './vsock.js'
 
 /**
  * A machine's virtio devices, each at its place. Kicks and interrupts go through the kernel: neither is an exit of the vCPU
@@ -32,6 +34,15 @@ export class VirtioBus {
       bus.add(address, VIRTIO_MMIO_SIZE, transport)
       return transport
     })
+  }
+
+  /** The console that is a virtio device, if there is one. */
+  get console(): Console | undefined {
+    return this.peripherals.find(({ console }) => console)?.console
+  }
+
+  get vsock(): Vsock | undefined {
+    return this.peripherals.find(({ vsock }) => vsock)?.vsock
   }
 
   /** The devices' states, by name. */
