@@ -83,6 +83,7 @@ USEFUL_MODULES.push(
   'isofs',
   'loop',
   'tun',
+  'vmw_vsock_virtio_transport',
   'vhost_net',
   'sr_mod',
   'ata_piix',

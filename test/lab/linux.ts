@@ -1,25 +1,51 @@
-import { buildInitramfs } from '../../lib/boot/initramfs.js'
+import { buildInitramfs, type InitramfsEntry } from '../../lib/boot/initramfs.js'
 import type { MachineOptions } from '../../lib/config/machine-config.js'
 import { ensureAssets } from '../../lib/lab/assets.js'
+import { ModuleTree } from '../../lib/lab/modules.js'
 import { QUICK_CMDLINE } from '../../lib/lab/tower-image.js'
 import { Machine } from '../../lib/machine/machine.js'
 
-const APPLETS = ['sh', 'cat', 'echo', 'grep', 'mount', 'nproc', 'poweroff', 'reboot', 'sleep', 'uname', 'usleep']
+const APPLETS = [
+  'sh',
+  'cat',
+  'dd',
+  'dmesg',
+  'echo',
+  'grep',
+  'head',
+  'insmod',
+  'md5sum',
+  'mount',
+  'nproc',
+  'poweroff',
+  'reboot',
+  'sleep',
+  'stty',
+  'uname',
+  'usleep',
+  'wc',
+]
+
+interface LinuxOptions extends Partial<Omit<MachineOptions, 'kernel' | 'initrd'>> {
+  image?: 'vmlinuz' | 'image'
+  modules?: readonly string[]
+  files?: readonly InitramfsEntry[]
+}
 
 /**
  * An L1 with the stock kernel, as a bzImage (`vmlinuz`) or as the ELF file in it (`image`), whose init mounts what is usual and
- * runs `script`.
+ * loads `modules` with what they need, and runs `script`. `files` are in its root beside what is usual.
  */
-export async function linuxMachine(
-  script: string,
-  options: { image?: 'vmlinuz' | 'image' } & Partial<MachineOptions> = {},
-): Promise<Machine> {
+export async function linuxMachine(script: string, options: LinuxOptions = {}): Promise<Machine> {
+  const { image = 'vmlinuz', modules: names = [], files = [], ...rest } = options
   const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
+  const modules = names.length > 0 ? await (await ModuleTree.open(guestKernel.modulesDir)).load(...names) : []
   const init = `#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+${modules.map(({ name }) => `insmod /modules/${name}.ko`).join('\n')}
 ${script}
 `
   const initrd = await buildInitramfs([
@@ -28,9 +54,10 @@ ${script}
     ...['/proc', '/sys', '/dev'].map(path => ({ type: 'directory' as const, path })),
     { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
     { type: 'file', path: '/init', data: init, mode: 0o755 },
+    ...modules.map(({ name, data }) => ({ type: 'file' as const, path: `/modules/${name}.ko`, data })),
+    ...files,
   ])
   // A guest that panics ends, and is not tried again.
-  const { image = 'vmlinuz', ...rest } = options
   const base = { kernel: guestKernel[image], initrd, cmdline: QUICK_CMDLINE, memory: '256M', reboot: false }
   return Machine.create({ ...base, ...rest })
 }

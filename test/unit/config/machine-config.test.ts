@@ -41,7 +41,31 @@ describe('parseMachineConfig', () => {
       disks: [],
       reboot: true,
       onTripleFault: 'crash',
+      console: 'serial',
+      rng: true,
+      vsock: null,
     })
+  })
+
+  test('console, rng and vsock', () => {
+    expect(parseMachineConfig({ kernel, console: 'virtio', rng: false, vsock: {} })).toMatchObject({
+      ...{ cmdline: 'console=hvc0 panic=-1', console: 'virtio', rng: false, vsock: { cid: 3, path: null } },
+    })
+    expect(parseMachineConfig({ kernel, vsock: { cid: 42, path: 'v.sock' } }).vsock).toEqual({
+      cid: 42,
+      path: 'v.sock',
+    })
+    for (const [field, options] of [
+      ['console', { console: 'hvc0' }],
+      ['rng', { rng: 'yes' }],
+      ['vsock', { vsock: 'v.sock' }],
+      ['vsock.cid', { vsock: { cid: 2 } }],
+      ['vsock.cid', { vsock: { cid: 0xffff_ffff } }],
+      ['vsock.path', { vsock: { path: '' } }],
+      ['vsock.port', { vsock: { port: 1 } }],
+    ] as const) {
+      expect(() => parseMachineConfig({ kernel, ...options } as never)).toThrow(expect.objectContaining({ field }))
+    }
   })
 
   test('keeps what is given', () => {
