@@ -98,7 +98,12 @@ function wire(
       msrIndices: kvm.msrIndices(),
       ...createPlatform({ vm, memory, peripherals }, events),
     }
-    fill(parts)
+    try {
+      fill(parts)
+    } catch (error) {
+      parts.virtio.disconnect()
+      throw error
+    }
     return parts
   } catch (error) {
     vm.close()

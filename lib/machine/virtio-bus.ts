@@ -61,8 +61,13 @@ export class VirtioBus {
 
   /** Lets go of the host's side. They are quiet at the time. */
   async close(): Promise<void> {
-    for (const eventFd of this.#eventFds) eventFd.close()
+    this.disconnect()
     await closePeripherals(this.peripherals)
+  }
+
+  /** Lets go of the wires to the kernel alone. */
+  disconnect(): void {
+    for (const eventFd of this.#eventFds) eventFd.close()
   }
 
   #eventFd(): EventFd {
