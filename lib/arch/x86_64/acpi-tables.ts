@@ -33,6 +33,12 @@ export const HEADER_SIZE = 36
 export const RSDP_SIZE = 36
 export const FACS_SIZE = 64
 const FADT_SIZE = 276
+/** Where the FADT points to other tables, and how many bytes each pointer has: FIRMWARE_CTRL, DSDT, X_DSDT. */
+export const FADT_POINTERS = [
+  [36, 4],
+  [40, 4],
+  [140, 8],
+] as const
 
 const OEM_ID = 'NESTED'
 const OEM_TABLE_ID = 'NESTKVM '

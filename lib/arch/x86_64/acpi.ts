@@ -17,26 +17,36 @@ export interface PlacedTable {
 }
 
 /**
- * The ACPI tables of the machine (ACPI 6.5, section 5.2), one behind the other from `ACPI_ADDRESS` on. The first is the RSDP.
+ * All tables of the machine but the RSDP, one behind the other from `start` on.
  *
- * @throws {ConfigError} `vcpus`: their tables do not fit below 1 MiB
+ * @throws {ConfigError} `vcpus`: they take more than `room`
  */
-export function acpiTables({ vcpus, devices = [] }: AcpiOptions): PlacedTable[] {
+export function layTables({ vcpus, devices = [] }: AcpiOptions, start: number, room: number) {
   const tables: PlacedTable[] = []
   // The FACS must be aligned to 64 bytes; it does the others no harm.
-  let next = ACPI_ADDRESS + align(RSDP_SIZE)
+  let next = start
   const place = (bytes: Uint8Array): number => {
     const address = next
     next += align(bytes.length)
-    if (next > ACPI_ADDRESS + ACPI_ROOM) {
+    if (next > start + room) {
       throw new ConfigError('vcpus', vcpus, 'the ACPI tables for so many do not fit below 1 MiB', 'give fewer')
     }
     tables.push({ address, bytes })
     return address
   }
   const listed = [place(fadt(place(facs()), place(dsdt(devices)))), place(madt(vcpus))]
-  const root = rsdp(place(rsdt(listed)), place(xsdt(listed)))
-  return [{ address: ACPI_ADDRESS, bytes: root }, ...tables]
+  return { tables, listed, rsdt: place(rsdt(listed)), xsdt: place(xsdt(listed)) }
+}
+
+/**
+ * The ACPI tables of the machine (ACPI 6.5, section 5.2), one behind the other from `ACPI_ADDRESS` on. The first is the RSDP.
+ *
+ * @throws {ConfigError} `vcpus`: their tables do not fit below 1 MiB
+ */
+export function acpiTables(options: AcpiOptions): PlacedTable[] {
+  const rest = align(RSDP_SIZE)
+  const { tables, rsdt, xsdt } = layTables(options, ACPI_ADDRESS + rest, ACPI_ROOM - rest)
+  return [{ address: ACPI_ADDRESS, bytes: rsdp(rsdt, xsdt) }, ...tables]
 }
 
 /**

@@ -7,6 +7,9 @@
 
 export const PAGE_SIZE = 0x1000
 
+/** Words of the BIOS data area that say where RAM below 640 KiB ends: the EBDA's segment, and the KiB before it. */
+export const BIOS_EBDA_SEGMENT_ADDRESS = 0x40e
+export const BIOS_BASE_MEMORY_ADDRESS = 0x413
 /** Global descriptor table of the initial state. */
 export const GDT_ADDRESS = 0x500
 /** `struct boot_params` (the "zero page") of the Linux boot protocol. */
@@ -16,6 +19,9 @@ export const PAGE_TABLES_ADDRESS = 0x9000
 /** Kernel command line, with its terminating zero. */
 export const CMDLINE_ADDRESS = 0x20000
 export const CMDLINE_ROOM = 0x40000
+/** What Multiboot and PVH hand to a kernel: the information structure, its lists, and the modules' command lines. */
+export const BOOT_INFO_ADDRESS = 0x60000
+export const BOOT_INFO_ROOM = 0x30000
 /** End of the RAM below 640 KiB: what follows is where a PC has its extended BIOS data area. */
 export const LOW_RAM_END = 0x9fc00
 /** ACPI tables, where an operating system looks for the RSDP (ACPI 6.5, section 5.2.5.1). */
@@ -42,6 +48,10 @@ export const LOCAL_APIC_ADDRESS = 0xfee0_0000
 export const IDENTITY_MAP_ADDRESS = 0xfffb_c000
 /** Three pages for KVM's own use on Intel hosts (KVM API, KVM_SET_TSS_ADDR). */
 export const TSS_ADDRESS = 0xfffb_d000
+/** Firmware ends at 4 GiB, where the reset vector is (Intel SDM vol. 3, section 10.1.4), right behind KVM's own pages. */
+export const FIRMWARE_RANGE: MemoryRange = { guestAddress: 0xfffc_0000, size: 0x4_0000 }
+/** As much of its end as is also below 1 MiB, where it runs in real mode. */
+export const FIRMWARE_LOW_ROOM = 0x2_0000
 
 export const I8042_COMMAND_PORT = 0x64
 export const RTC_PORT = 0x70
@@ -52,6 +62,9 @@ export const COM1_PORT = 0x3f8
 export const COM1_PORT_COUNT = 8
 /** Where QEMU has it; the DSDT says so. */
 export const PVPANIC_PORT = 0x505
+/** Selector, data and DMA registers of fw_cfg (QEMU: docs/specs/fw_cfg.rst). */
+export const FW_CFG_PORT = 0x510
+export const FW_CFG_PORT_COUNT = 12
 export const ACPI_PM_PORT = 0x600
 export const ACPI_PM_PORT_COUNT = 12
 /** Offsets from `ACPI_PM_PORT`: PM1 event block (status, enable), PM1 control, PM timer (ACPI 6.5, section 4.8.3). */
