@@ -3,6 +3,7 @@
 export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
+export { BOOT_WAYS, type BootOptions, type BootWay, type ModuleOptions } from './config/boot-options.js'
 export type { DiskConfig, DiskOptions } from './config/disks.js'
 export type { ConsoleKind, MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
 export type { VsockConfig, VsockOptions } from './config/vsock.js'

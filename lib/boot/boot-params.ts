@@ -1,13 +1,7 @@
-import {
-  BOOT_PARAMS_ADDRESS,
-  CMDLINE_ADDRESS,
-  CMDLINE_ROOM,
-  HIGH_RAM_START,
-  LOW_RAM_END,
-  PAGE_SIZE,
-} from '../arch/x86_64/layout.js'
-import { ConfigError } from '../errors.js'
-import type { GuestMemory, MemoryRegion } from '../memory/guest-memory.js'
+import { BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, PAGE_SIZE } from '../arch/x86_64/layout.js'
+import type { GuestMemory } from '../memory/guest-memory.js'
+import { writeCmdline } from './cmdline.js'
+import { e820, type Placement } from './memory-map.js'
 
 /**
  * Offsets in `struct boot_params` (Linux: Documentation/arch/x86/zero-page.rst); the setup header lies at 0x1f1 both
@@ -46,38 +40,6 @@ export const HEADER_MAGIC = 0x53726448
 /** No number was assigned to this boot loader. */
 export const LOADER_UNDEFINED = 0xff
 
-// Types of e820 ranges (ACPI 6.5, table 15.4)
-const E820_RAM = 1
-const E820_RESERVED = 2
-const BIOS_AREA = 0xe0000
-
-/** One range of the guest's physical address map. */
-export interface E820Entry {
-  readonly address: number
-  readonly size: number
-  readonly type: number
-}
-
-/**
- * The address map given to the guest: RAM below 0x9fc00, the BIOS area reserved (it holds the ACPI tables), and RAM
- * from 1 MiB on as the regions of memory have it.
- */
-export function e820(regions: readonly MemoryRegion[]): E820Entry[] {
-  const map: E820Entry[] = []
-  for (const { guestAddress, size } of regions) {
-    const end = guestAddress + size
-    if (guestAddress >= HIGH_RAM_START) {
-      map.push({ address: guestAddress, size, type: E820_RAM })
-      continue
-    }
-    const lowEnd = Math.min(end, LOW_RAM_END)
-    if (guestAddress < lowEnd) map.push({ address: guestAddress, size: lowEnd - guestAddress, type: E820_RAM })
-    map.push({ address: BIOS_AREA, size: HIGH_RAM_START - BIOS_AREA, type: E820_RESERVED })
-    if (end > HIGH_RAM_START) map.push({ address: HIGH_RAM_START, size: end - HIGH_RAM_START, type: E820_RAM })
-  }
-  return map
-}
-
 /** What is handed to the kernel beside itself. */
 export interface Handover {
   readonly cmdline: string
@@ -88,12 +50,6 @@ export interface Handover {
   readonly initrd?: Placement | undefined
 }
 
-/** A range of guest memory. */
-export interface Placement {
-  readonly address: number
-  readonly size: number
-}
-
 /**
  * Completes `params` (4096 bytes, with the setup header in place) and writes it and the command line to guest memory.
  *
@@ -101,7 +57,7 @@ export interface Placement {
  */
 export function writeBootParams(memory: GuestMemory, params: Uint8Array, handover: Handover): void {
   const view = new DataView(params.buffer, params.byteOffset, PAGE_SIZE)
-  writeCmdline(memory, handover.cmdline, Math.min(handover.cmdlineMax, CMDLINE_ROOM - 1))
+  writeCmdline(memory, handover.cmdline, handover.cmdlineMax)
   view.setUint8(HEADER.type_of_loader, LOADER_UNDEFINED)
   view.setUint32(HEADER.cmd_line_ptr, CMDLINE_ADDRESS, true)
   view.setUint32(HEADER.ramdisk_image, handover.initrd?.address ?? 0, true)
@@ -117,21 +73,4 @@ export function writeBootParams(memory: GuestMemory, params: Uint8Array, handove
     view.setUint32(at + 16, type, true)
   })
   memory.write(BOOT_PARAMS_ADDRESS, params)
-}
-
-function writeCmdline(memory: GuestMemory, cmdline: string, max: number): void {
-  const bytes = Buffer.from(`${cmdline}\0`)
-  if (bytes.indexOf(0) !== bytes.length - 1) {
-    throw new ConfigError(
-      'cmdline',
-      cmdline,
-      'it has a zero byte in it, where the kernel would stop reading',
-      'remove it',
-    )
-  }
-  if (bytes.length - 1 > max) {
-    const problem = `it is ${bytes.length - 1} bytes long, and this kernel takes at most ${max}`
-    throw new ConfigError('cmdline', cmdline, problem, 'shorten it')
-  }
-  memory.write(CMDLINE_ADDRESS, bytes)
 }

@@ -2,7 +2,7 @@ import { HIGH_RAM_START, KERNEL_ADDRESS, PAGE_SIZE } from '../arch/x86_64/layout
 import { ConfigError } from '../errors.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
 import { BOOT_FLAG, HEADER, HEADER_MAGIC } from './boot-params.js'
-import type { LoadedKernel } from './kernel.js'
+import type { LoadedKernel } from './linux.js'
 
 const SECTOR = 512
 /** The first version of the boot protocol with `xloadflags`, which tell of the 64-bit entry point: Linux 3.8. */

@@ -1,25 +1,56 @@
-import { HIGH_RAM_START, KERNEL_ADDRESS, PAGE_SIZE } from '../arch/x86_64/layout.js'
+import { HIGH_RAM_START } from '../arch/x86_64/layout.js'
 import { ConfigError } from '../errors.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
-import { BOOT_FLAG, HEADER, HEADER_MAGIC } from './boot-params.js'
-import type { LoadedKernel } from './kernel.js'
+import type { Placement } from './memory-map.js'
 
-// System V ABI, "ELF-64 Object File Format", version 1.5
+// System V ABI, "ELF-64 Object File Format", version 1.5, and for 32 bits the Tool Interface Standard's ELF, version 1.2
 const MAGIC = 0x464c457f
-const EHDR_SIZE = 64
-const PHDR_SIZE = 56
+const ELFCLASS32 = 1
 const ELFCLASS64 = 2
 const ELFDATA2LSB = 1
 const ET_EXEC = 2
 const ET_DYN = 3
+const EM_386 = 3
 const EM_X86_64 = 62
 const PT_LOAD = 1
+const PT_NOTE = 4
+const NOTE_HEADER = 12
+/** Kernels have a few hundred bytes of notes: no more is read. */
+const NOTES_MAX = 2 ** 20
 
-/** An ELF kernel has no setup header: what its boot loader may assume (arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE). */
-const COMMAND_LINE_SIZE = 2048
-const INITRD_ADDRESS_MAX = 0x7fff_ffff
-/** Version of the boot protocol that is claimed towards the kernel. */
-const PROTOCOL_VERSION = 0x20f
+/** Where a class of ELF files has the fields that are needed, and how wide its addresses are. */
+interface ElfClass {
+  readonly wide: boolean
+  readonly headerSize: number
+  readonly entry: number
+  readonly phoff: number
+  readonly phentsize: number
+  readonly phnum: number
+  readonly programHeaderSize: number
+  readonly p: Readonly<Record<'offset' | 'vaddr' | 'paddr' | 'filesz' | 'memsz' | 'align', number>>
+}
+
+const ELF32: ElfClass = {
+  wide: false,
+  headerSize: 52,
+  entry: 24,
+  phoff: 28,
+  phentsize: 42,
+  phnum: 44,
+  programHeaderSize: 32,
+  p: { offset: 4, vaddr: 8, paddr: 12, filesz: 16, memsz: 20, align: 28 },
+}
+
+const ELF64: ElfClass = {
+  wide: true,
+  headerSize: 64,
+  entry: 24,
+  phoff: 32,
+  phentsize: 54,
+  phnum: 56,
+  programHeaderSize: 56,
+  p: { offset: 8, vaddr: 16, paddr: 24, filesz: 32, memsz: 40, align: 48 },
+}
 
 /** A segment to be loaded. */
 export interface ElfSegment {
@@ -30,10 +61,22 @@ export interface ElfSegment {
   readonly virtualAddress: bigint
 }
 
-/** What an ELF file tells about loading it. `entry` is the guest-physical address of its entry point. */
+/** An entry of a note segment. */
+export interface ElfNote {
+  /** Whose note it is: `Xen`, `Linux`, `GNU`. */
+  readonly owner: string
+  readonly type: number
+  readonly content: Uint8Array
+}
+
+/** What an ELF file tells about loading it. */
 export interface ElfImage {
-  readonly entry: number
+  readonly bits: 32 | 64
+  /** As the header has it: physical or virtual. */
+  readonly entry: bigint
+  /** By their physical addresses; none overlaps another. */
   readonly segments: readonly ElfSegment[]
+  readonly notes: readonly ElfNote[]
 }
 
 /** Whether `file` starts with the ELF magic number. */
@@ -42,38 +85,54 @@ export function isElf(file: Uint8Array): boolean {
 }
 
 /**
- * Reads the header and the loadable segments of an ELF64 executable for x86-64.
- *
- * The entry point of a Linux `vmlinux` is a physical address; where it is not inside a segment's physical range it is
- * taken as virtual and mapped through the segment that holds it.
+ * Reads the header, the loadable segments and the notes of an ELF32 or ELF64 executable for x86.
  *
  * @throws {ConfigError} `kernel`: not such a file, cut short, or its segments make no sense
  */
 export function parseElf(file: Uint8Array): ElfImage {
-  if (!isElf(file)) throw bad(file, 'it is no ELF file', 'give the vmlinux of a kernel build')
-  if (file.length < EHDR_SIZE) throw cutShort(file)
+  if (!isElf(file)) throw badElf(file, 'it is no ELF file', 'give the vmlinux of a kernel build')
+  if (file.length < ELF32.headerSize) throw cutShort(file)
   const view = viewOf(file)
+  const wide = view.getUint8(4) === ELFCLASS64
+  const elfClass = wide ? ELF64 : ELF32
   const type = view.getUint16(16, true)
+  const machine = view.getUint16(18, true)
   const isKernel =
-    view.getUint8(4) === ELFCLASS64 &&
+    (wide ? machine === EM_X86_64 : view.getUint8(4) === ELFCLASS32 && machine === EM_386) &&
     view.getUint8(5) === ELFDATA2LSB &&
-    (type === ET_EXEC || type === ET_DYN) &&
-    view.getUint16(18, true) === EM_X86_64
-  if (!isKernel)
-    throw bad(file, 'it is no 64-bit executable for x86-64', 'give the vmlinux of a kernel built for x86-64')
-  const segments = loadableSegments(file, view)
-  return { entry: physicalEntry(file, view.getBigUint64(24, true), segments), segments }
+    (type === ET_EXEC || type === ET_DYN)
+  if (!isKernel) throw badElf(file, 'it is no executable for x86', 'give a kernel that was built for x86')
+  if (file.length < elfClass.headerSize) throw cutShort(file)
+  const { segments, notes } = readProgramHeaders(file, view, elfClass)
+  return { bits: wide ? 64 : 32, entry: word(view, elfClass, elfClass.entry), segments, notes }
 }
 
 /**
- * Puts an ELF64 `vmlinux` into guest memory, each segment at its physical address.
+ * The guest-physical address of the entry point. Where what the header has is not inside a segment's physical range, it is taken
+ * as virtual and mapped through the segment that holds it.
  *
- * @throws {ConfigError} `kernel` as `parseElf`; `memory`: too small for a segment
+ * @throws {ConfigError} `kernel`: it is in no segment
  */
-export function loadElf(memory: GuestMemory, file: Uint8Array): LoadedKernel {
-  const { entry, segments } = parseElf(file)
-  const start = Math.min(...segments.map(segment => segment.physicalAddress))
-  const end = Math.max(...segments.map(segment => segment.physicalAddress + segment.memorySize))
+export function physicalEntry(file: Uint8Array, { entry, segments }: ElfImage): number {
+  const within = (start: bigint, size: number) => entry >= start && entry < start + BigInt(size)
+  for (const { physicalAddress, memorySize } of segments) {
+    if (within(BigInt(physicalAddress), memorySize)) return Number(entry)
+  }
+  for (const { virtualAddress, physicalAddress, memorySize } of segments) {
+    if (within(virtualAddress, memorySize)) return physicalAddress + Number(entry - virtualAddress)
+  }
+  throw badElf(file, `its entry point 0x${entry.toString(16)} is in none of its segments`, 'give an intact copy of it')
+}
+
+/**
+ * Puts the segments into guest memory, each at its physical address, and returns what they occupy.
+ *
+ * @throws {ConfigError} `memory`: too small for a segment
+ */
+export function loadSegments(memory: GuestMemory, file: Uint8Array, { segments }: ElfImage): Placement {
+  const start = segments[0]!.physicalAddress
+  const last = segments.at(-1)!
+  const end = last.physicalAddress + last.memorySize
   for (const { physicalAddress, memorySize, offset, fileSize } of segments) {
     if (!memory.contains(physicalAddress, memorySize)) {
       const problem = `this kernel is loaded up to 0x${end.toString(16)}`
@@ -82,77 +141,98 @@ export function loadElf(memory: GuestMemory, file: Uint8Array): LoadedKernel {
     memory.write(physicalAddress, file.subarray(offset, offset + fileSize))
     memory.fill(physicalAddress + fileSize, memorySize - fileSize)
   }
-  return {
-    entry,
-    occupied: { address: start, size: end - start },
-    initrdAddressMax: INITRD_ADDRESS_MAX,
-    cmdlineMax: COMMAND_LINE_SIZE - 1,
-    params: bootParams(),
-  }
+  return { address: start, size: end - start }
 }
 
-function loadableSegments(file: Uint8Array, view: DataView): ElfSegment[] {
-  const table = view.getBigUint64(32, true)
-  const entrySize = view.getUint16(54, true)
-  const count = view.getUint16(56, true)
-  if (count > 0 && entrySize < PHDR_SIZE)
-    throw bad(file, 'its program headers are too small', 'give an intact copy of it')
+function readProgramHeaders(file: Uint8Array, view: DataView, elfClass: ElfClass) {
+  const table = word(view, elfClass, elfClass.phoff)
+  const entrySize = view.getUint16(elfClass.phentsize, true)
+  const count = view.getUint16(elfClass.phnum, true)
+  if (count > 0 && entrySize < elfClass.programHeaderSize)
+    throw badElf(file, 'its program headers are too small', 'give an intact copy of it')
   if (table + BigInt(count * entrySize) > BigInt(file.length)) throw cutShort(file)
   const segments: ElfSegment[] = []
+  const notes: ElfNote[] = []
+  let notesSize = 0
   for (let i = 0; i < count; i++) {
     const at = Number(table) + i * entrySize
-    if (view.getUint32(at, true) !== PT_LOAD) continue
-    const [offset, virtualAddress, physicalAddress, fileSize, memorySize] = [8, 16, 24, 32, 40].map(field =>
-      view.getBigUint64(at + field, true),
-    ) as [bigint, bigint, bigint, bigint, bigint]
-    if (memorySize === 0n) continue
-    if (offset + fileSize > BigInt(file.length)) throw cutShort(file)
-    if (fileSize > memorySize || physicalAddress + memorySize > BigInt(Number.MAX_SAFE_INTEGER)) {
-      throw bad(file, `its program header ${i} makes no sense`, 'give an intact copy of it')
-    }
-    if (physicalAddress < BigInt(HIGH_RAM_START)) {
-      const where = `0x${physicalAddress.toString(16)}`
-      throw bad(file, `it wants to be loaded at ${where}, below 1 MiB, where the boot parameters lie`, 'link it higher')
-    }
-    segments.push({
-      offset: Number(offset),
-      fileSize: Number(fileSize),
-      memorySize: Number(memorySize),
-      physicalAddress: Number(physicalAddress),
-      virtualAddress,
+    const type = view.getUint32(at, true)
+    const field = (name: keyof ElfClass['p']) => word(view, elfClass, at + elfClass.p[name])
+    if (type === PT_LOAD && field('memsz') > 0n) segments.push(readSegment(file, i, field))
+    if (type !== PT_NOTE) continue
+    const [offset, size] = [field('offset'), field('filesz')]
+    if (offset + size > BigInt(file.length)) throw cutShort(file)
+    notesSize += Number(size)
+    if (notesSize > NOTES_MAX) throw badElf(file, `its notes are larger than ${NOTES_MAX} bytes`, 'strip it')
+    notes.push(...readNotes(file.subarray(Number(offset), Number(offset + size)), field('align') === 8n ? 8 : 4))
+  }
+  if (segments.length === 0) throw badElf(file, 'it has nothing to be loaded', 'give the image of a kernel')
+  segments.sort((a, b) => a.physicalAddress - b.physicalAddress)
+  // Each byte is loaded once: how long that takes depends on the guest's memory, not on the file's claims.
+  const overlaps = segments.some(
+    ({ physicalAddress, memorySize }, i) =>
+      physicalAddress + memorySize > (segments[i + 1]?.physicalAddress ?? 2 ** 53),
+  )
+  if (overlaps) throw badElf(file, 'its segments overlap', 'give an intact copy of it')
+  return { segments, notes }
+}
+
+function readSegment(file: Uint8Array, index: number, field: (name: keyof ElfClass['p']) => bigint): ElfSegment {
+  const [offset, physicalAddress, fileSize, memorySize] = [
+    field('offset'),
+    field('paddr'),
+    field('filesz'),
+    field('memsz'),
+  ]
+  if (offset + fileSize > BigInt(file.length)) throw cutShort(file)
+  if (fileSize > memorySize || physicalAddress + memorySize > BigInt(Number.MAX_SAFE_INTEGER)) {
+    throw badElf(file, `its program header ${index} makes no sense`, 'give an intact copy of it')
+  }
+  if (physicalAddress < BigInt(HIGH_RAM_START)) {
+    const problem = `it wants to be loaded at 0x${physicalAddress.toString(16)}, below 1 MiB, where the boot parameters lie`
+    throw badElf(file, problem, 'link it higher')
+  }
+  return {
+    offset: Number(offset),
+    fileSize: Number(fileSize),
+    memorySize: Number(memorySize),
+    physicalAddress: Number(physicalAddress),
+    virtualAddress: field('vaddr'),
+  }
+}
+
+/** The entries of a note segment, up to the first that is cut short. */
+function readNotes(segment: Uint8Array, alignment: 4 | 8): ElfNote[] {
+  const view = viewOf(segment)
+  const align = (n: number) => Math.ceil(n / alignment) * alignment
+  const notes: ElfNote[] = []
+  for (let at = 0; at + NOTE_HEADER <= segment.length; ) {
+    const nameSize = view.getUint32(at, true)
+    const content = align(at + NOTE_HEADER + nameSize)
+    const contentSize = view.getUint32(at + 4, true)
+    if (content + contentSize > segment.length) break
+    // The size of the name counts its terminating zero.
+    const name = segment.subarray(at + NOTE_HEADER, at + NOTE_HEADER + Math.max(nameSize - 1, 0))
+    notes.push({
+      owner: Buffer.from(name.subarray(0, 16)).toString('latin1'),
+      type: view.getUint32(at + 8, true),
+      content: segment.subarray(content, content + contentSize),
     })
+    at = align(content + contentSize)
   }
-  if (segments.length === 0) throw bad(file, 'it has nothing to be loaded', 'give the vmlinux of a kernel build')
-  return segments
+  return notes
 }
 
-function physicalEntry(file: Uint8Array, entry: bigint, segments: readonly ElfSegment[]): number {
-  const within = (start: bigint, size: number) => entry >= start && entry < start + BigInt(size)
-  for (const { physicalAddress, memorySize } of segments) {
-    if (within(BigInt(physicalAddress), memorySize)) return Number(entry)
-  }
-  for (const { virtualAddress, physicalAddress, memorySize } of segments) {
-    if (within(virtualAddress, memorySize)) return physicalAddress + Number(entry - virtualAddress)
-  }
-  throw bad(file, `its entry point 0x${entry.toString(16)} is in none of its segments`, 'give an intact copy of it')
-}
-
-function bootParams(): Uint8Array {
-  const params = new Uint8Array(PAGE_SIZE)
-  const view = viewOf(params)
-  view.setUint16(HEADER.boot_flag, BOOT_FLAG, true)
-  view.setUint32(HEADER.header, HEADER_MAGIC, true)
-  view.setUint16(HEADER.version, PROTOCOL_VERSION, true)
-  view.setUint16(HEADER.vid_mode, 0xffff, true)
-  view.setUint32(HEADER.kernel_alignment, KERNEL_ADDRESS, true)
-  return params
+function word(view: DataView, { wide }: ElfClass, at: number): bigint {
+  return wide ? view.getBigUint64(at, true) : BigInt(view.getUint32(at, true))
 }
 
 function cutShort(file: Uint8Array): ConfigError {
-  return bad(file, 'it is cut short: its header tells of more than there is', 'give an intact copy of it')
+  return badElf(file, 'it is cut short: its header tells of more than there is', 'give an intact copy of it')
 }
 
-function bad(file: Uint8Array, problem: string, remedy: string): ConfigError {
+/** @internal */
+export function badElf(file: Uint8Array, problem: string, remedy: string): ConfigError {
   return new ConfigError('kernel', `ELF file of ${file.length} bytes`, problem, remedy)
 }
 

@@ -1,114 +1,91 @@
-import { BOOT_PARAMS_ADDRESS, HIGH_RAM_START, LOW_MEMORY_END, PAGE_SIZE } from '../arch/x86_64/layout.js'
+import { HIGH_RAM_START } from '../arch/x86_64/layout.js'
 import { ConfigError } from '../errors.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
-import { type Placement, writeBootParams } from './boot-params.js'
-import { isBzImage, loadBzImage } from './bzimage.js'
-import { isElf, loadElf } from './elf.js'
+import { isBzImage } from './bzimage.js'
+import { isElf, parseElf } from './elf.js'
+import { unpacked } from './gzip.js'
+import { loadLinux } from './linux.js'
+import { lowMemoryEnd, type Placement } from './memory-map.js'
+import type { BootModule, Content } from './modules.js'
+import { findMultibootHeader, loadMultiboot } from './multiboot.js'
+import { loadPvh, pvhEntry } from './pvh.js'
 
-/**
- * What to boot. `initrd` is the content in one piece or in several that follow each other; or only its `size`, and the caller fills
- * in the place that `loadKernel` returns (`memory.parts(address, size)`), straight from a file. `rsdp` is the
- * guest-physical address of the ACPI RSDP.
- */
+/** How a kernel is booted: Linux's 64-bit boot protocol, as a PVH guest, or as a Multiboot kernel. */
+export type KernelBoot = 'linux' | 'pvh' | 'multiboot'
+
+/** What to boot. `rsdp` is the guest-physical address of the ACPI RSDP. */
 export interface BootSource {
   readonly kernel: Uint8Array
-  readonly initrd?: Uint8Array | readonly Uint8Array[] | { readonly size: number } | undefined
+  /** Default: what the kernel is made for. */
+  readonly boot?: KernelBoot | undefined
+  /** The kernel's name, for kernels whose command line begins with it (Multiboot). */
+  readonly name?: string
+  readonly initrd?: Content | undefined
+  readonly modules?: readonly BootModule[]
   readonly cmdline?: string
   readonly rsdp?: number
 }
 
-/** How the first vCPU enters the kernel: in long mode, with these in `rip` and `rsi`. */
+/** How the first vCPU enters the kernel. */
 export interface BootEntry {
-  readonly rip: bigint
-  readonly rsi: bigint
+  /** In 64-bit mode with paging, or in 32-bit protected mode without; flat segments both. */
+  readonly mode: 'long' | 'protected'
+  /** All others are 0. */
+  readonly registers: Readonly<Partial<Record<'rip' | 'rax' | 'rbx' | 'rsi', bigint>>>
   /** What the kernel occupies until it has set itself up. */
   readonly kernel: Placement
-  readonly initrd?: Placement | undefined
-}
-
-/** A kernel whose content is in guest memory. Formats give this to `loadKernel`. */
-export interface LoadedKernel {
-  readonly entry: number
-  readonly occupied: Placement
-  /** Highest address that a byte of the initrd may have. */
-  readonly initrdAddressMax: number
-  readonly cmdlineMax: number
-  /** 4096 bytes: `struct boot_params` with the setup header in place. */
-  readonly params: Uint8Array
+  /** Where the initrd and the modules lie. */
+  readonly initrd: Placement | undefined
+  readonly modules: readonly Placement[]
 }
 
 /**
- * Loads a Linux kernel, a bzImage or an ELF64 `vmlinux` (found out by its magic number), with its initrd, command line and
- * boot parameters, for the 64-bit boot protocol (Linux: Documentation/arch/x86/boot.rst).
+ * Loads a kernel, gzip'd or not, with what belongs to it, and says how to enter it.
  *
- * @throws {ConfigError} `kernel`: neither format, cut short or without a 64-bit entry point; `initrd`: it does not fit;
- *   `cmdline`: too long; `memory`: too small for the kernel
+ * @throws {ConfigError} `kernel`: of no known format, cut short, or not to be booted the way that `boot` says; `initrd`,
+ *   `modules`, `modules[0]`...: it does not fit, or this way to boot has none; `cmdline`: too long; `memory`: too small
  */
 export function loadKernel(memory: GuestMemory, source: BootSource): BootEntry {
-  const { kernel, cmdline = '', rsdp } = source
-  const lowMemory = lowMemoryEnd(memory)
-  if (lowMemory < HIGH_RAM_START) {
+  if (lowMemoryEnd(memory) < HIGH_RAM_START) {
     throw new ConfigError('memory', memory.size, 'there is no room for a kernel', 'give at least 64M')
   }
-  const loaded = load(memory, kernel)
-  const initrd = placeInitrd(source.initrd, loaded, lowMemory)
-  writeBootParams(memory, loaded.params, { cmdline, cmdlineMax: loaded.cmdlineMax, rsdp, initrd })
-  if (initrd) writeInitrd(memory, source.initrd, initrd)
-  return { rip: BigInt(loaded.entry), rsi: BigInt(BOOT_PARAMS_ADDRESS), kernel: loaded.occupied, initrd }
+  const file = unpacked(source.kernel)
+  switch (source.boot ?? findOut(file)) {
+    case 'linux':
+      return loadLinux(memory, file, source)
+    case 'pvh':
+      return loadPvh(memory, file, source)
+    case 'multiboot':
+      return loadMultiboot(memory, file, source)
+  }
 }
 
-function load(memory: GuestMemory, kernel: Uint8Array): LoadedKernel {
-  if (isElf(kernel)) return loadElf(memory, kernel)
-  if (isBzImage(kernel)) return loadBzImage(memory, kernel)
-  const start = Buffer.from(kernel.subarray(0, 8)).toString('hex') || 'nothing at all'
+/**
+ * The way for which a kernel is made. Linux is entered at its 64-bit entry point, also where it has another for PVH: that way is
+ * the quicker one, and its boot parameters tell more. It is known by the notes that it writes under its own name since 4.18; an
+ * older one has none, and starts by PVH as well. For an ELF32 file with both, Multiboot goes before PVH, as with QEMU.
+ */
+function findOut(file: Uint8Array): KernelBoot {
+  if (isBzImage(file)) return 'linux'
+  const multiboot = findMultibootHeader(file)
+  if (multiboot?.addresses) return 'multiboot'
+  if (!isElf(file)) {
+    const start = Buffer.from(file.subarray(0, 8)).toString('hex') || 'nothing at all'
+    throw new ConfigError(
+      'kernel',
+      `${file.length} bytes that start with ${start}`,
+      'it is neither a bzImage nor an ELF file nor a Multiboot kernel, or it is cut short',
+      'give the vmlinuz of a distribution, arch/x86/boot/bzImage or vmlinux of a kernel build',
+    )
+  }
+  const elf = parseElf(file)
+  if (elf.bits === 32 && multiboot) return 'multiboot'
+  if (pvhEntry(elf) !== undefined && !elf.notes.some(({ owner }) => owner === 'Linux')) return 'pvh'
+  if (elf.bits === 64) return 'linux'
   throw new ConfigError(
     'kernel',
-    `${kernel.length} bytes that start with ${start}`,
-    'it is neither a bzImage nor an ELF file, or it is cut short',
-    'give the vmlinuz of a distribution, arch/x86/boot/bzImage or vmlinux of a kernel build',
+    `ELF file of ${file.length} bytes`,
+    'it is a 32-bit ELF file with neither a Multiboot header nor an entry point for PVH',
+    'give a 64-bit vmlinux, or a kernel with one of them',
   )
-}
-
-/** End of the memory that begins at 0, below the gap for devices. */
-function lowMemoryEnd(memory: GuestMemory): number {
-  let end = 0
-  for (const { guestAddress, size } of memory.regions) {
-    if (guestAddress !== end) break
-    end += size
-  }
-  return Math.min(end, LOW_MEMORY_END)
-}
-
-/** As high as the kernel allows: what lies low is in the way of the kernel when it unpacks and moves itself. */
-function placeInitrd(initrd: BootSource['initrd'], kernel: LoadedKernel, lowMemory: number): Placement | undefined {
-  const size = sizeOf(initrd)
-  if (size === 0) return undefined
-  const end = Math.min(kernel.initrdAddressMax + 1, lowMemory)
-  const address = Math.floor((end - size) / PAGE_SIZE) * PAGE_SIZE
-  const kernelEnd = kernel.occupied.address + kernel.occupied.size
-  if (address < kernelEnd) {
-    const missing = Math.ceil((kernelEnd - address) / 2 ** 20)
-    const remedy =
-      end < lowMemory || lowMemory === LOW_MEMORY_END
-        ? `this kernel takes an initrd only below 0x${end.toString(16)}: make it smaller by ${missing} MiB`
-        : `give the guest at least ${missing} MiB more memory, or a smaller initrd`
-    throw new ConfigError('initrd', `${size} bytes`, 'it does not fit into memory above the kernel', remedy)
-  }
-  return { address, size }
-}
-
-function sizeOf(initrd: BootSource['initrd']): number {
-  if (!initrd) return 0
-  if (initrd instanceof Uint8Array) return initrd.length
-  if ('size' in initrd) return initrd.size
-  return initrd.reduce((sum, part) => sum + part.length, 0)
-}
-
-function writeInitrd(memory: GuestMemory, initrd: BootSource['initrd'], { address }: Placement): void {
-  if (!initrd || 'size' in initrd) return
-  let at = address
-  for (const part of initrd instanceof Uint8Array ? [initrd] : initrd) {
-    memory.write(at, part)
-    at += part.length
-  }
 }

@@ -1,5 +1,13 @@
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { type ConsoleKind, type DiskOptions, Machine, type VsockOptions } from '../index.js'
+import {
+  BOOT_WAYS,
+  type BootWay,
+  type ConsoleKind,
+  type DiskOptions,
+  Machine,
+  type ModuleOptions,
+  type VsockOptions,
+} from '../index.js'
 import { parseDisk } from './disk-option.js'
 import {
   addSessionOptions,
@@ -12,7 +20,10 @@ import {
 import { parseVsock } from './vsock-option.js'
 
 interface RunOptions extends SessionOptions, ResetOptions {
-  readonly kernel: string
+  readonly kernel?: string
+  readonly module?: readonly ModuleOptions[]
+  readonly boot?: BootWay
+  readonly firmware?: string
   readonly initrd?: string
   readonly append?: string
   readonly cpu: string
@@ -35,14 +46,24 @@ Examples:
   nested-kvm run --kernel bzImage --memory 2G --cpus 4 --name vm1
   nested-kvm ctl vm1 console
   nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img
-  nested-kvm run --kernel bzImage --initrd initrd.cpio --console virtio --vsock v.sock`
+  nested-kvm run --disk debian.img,snapshot
+  nested-kvm run --kernel bzImage --initrd initrd.cpio --console virtio --vsock v.sock
+  nested-kvm run --kernel xen.gz --append 'console=com1' --module 'vmlinuz console=hvc0' --module initrd.img
+  nested-kvm run --kernel vmlinux --boot pvh`
 
 /** `nested-kvm run`: one machine with its console on the terminal. */
 export function runCommand(): Command {
   const command = new Command('run')
     .description('boot a kernel with its console on this terminal')
-    .requiredOption('--kernel <file>', 'a Linux bzImage or an ELF image')
+    .option('--kernel <file>', 'a Linux bzImage or vmlinux, a PVH or a Multiboot kernel')
     .option('--initrd <file>', 'an initramfs')
+    .option(
+      '--module <text>',
+      "a Multiboot or PVH kernel's module: its file, and after a blank its arguments",
+      addModule,
+    )
+    .option('--boot <way>', `how: ${BOOT_WAYS.join(', ')}; default: as the kernel is made, or without one by firmware`)
+    .option('--firmware <file>', 'firmware that boots from a disk; default: SeaBIOS for microvm')
     .option('--append <text>', "the kernel's command line; more than one are joined", joinWords)
     .option('--cpu <model>', 'CPU model, flags added or withheld: host, host,-vmx, host,-svm', 'host')
     .option('--cpus <number>', 'how many', parseCount, 1)
@@ -66,12 +87,30 @@ export function runCommand(): Command {
   return addSessionOptions(command)
     .addHelpText('after', `${sessionHelp}\n${VSOCK}\n${EXAMPLES}`)
     .action(
-      async ({ kernel, initrd, append, cpu, cpus, memory, disk, console, rng, vsock, ...session }: RunOptions) => {
+      async ({
+        kernel,
+        initrd,
+        module,
+        boot,
+        firmware,
+        append,
+        cpu,
+        cpus,
+        memory,
+        disk,
+        console,
+        rng,
+        vsock,
+        ...session
+      }: RunOptions) => {
         const make = () =>
           Machine.create({
             kernel,
-            ...(initrd === undefined ? {} : { initrd }),
-            ...(append === undefined ? {} : { cmdline: append }),
+            initrd,
+            modules: module,
+            boot,
+            firmware,
+            cmdline: append,
             cpu,
             vcpus: cpus,
             memory,
@@ -92,6 +131,11 @@ function joinWords(value: string, before: string | undefined): string {
 
 function addDisk(value: string, before: readonly DiskOptions[] = []): DiskOptions[] {
   return [...before, parseDisk(value)]
+}
+
+function addModule(value: string, before: readonly ModuleOptions[] = []): ModuleOptions[] {
+  const [, file = '', cmdline = ''] = /^\s*(\S*)\s*(.*)$/s.exec(value) ?? []
+  return [...before, { file, cmdline }]
 }
 
 function parseCount(value: string): number {

@@ -1,18 +1,15 @@
-import { accessSync, constants, statSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { ConfigError } from '../errors.js'
+import { BOOT_KEYS, type BootConfig, type BootOptions, parseBootOptions } from './boot-options.js'
 import { type DiskConfig, type DiskOptions, parseDisks } from './disks.js'
+import { fileContent, text } from './fields.js'
 import { parseVsock, type VsockConfig, type VsockOptions } from './vsock.js'
 
 /** The console that a machine is talked to on: COM1 (ttyS0), or a virtio console (hvc0). */
 export type ConsoleKind = (typeof CONSOLES)[number]
 
-/** What a user gives. All but `kernel` has a default. */
-export interface MachineOptions {
-  /** A bzImage or ELF64 `vmlinux`: the path of a file, or its content. */
-  readonly kernel: string | Uint8Array
-  /** Initramfs: the path of a file, or its content. Default: none. */
-  readonly initrd?: string | Uint8Array | undefined
+/** What a user gives. All but `kernel` has a default, and so has that where firmware boots. */
+export interface MachineOptions extends BootOptions {
   /** Kernel command line. Default: `console=ttyS0 panic=-1`, with `hvc0` where `console` is `virtio`. */
   readonly cmdline?: string | undefined
   /** CPU and its flags: `host`, `host,+vmx`, `host,-svm`, ... Default: `host`. */
@@ -38,10 +35,7 @@ export interface MachineOptions {
 export type TripleFault = 'crash' | 'reset'
 
 /** A machine's configuration, complete and checked. */
-export interface MachineConfig {
-  /** Undefined where the machine was restored, and its kernel given as bytes. */
-  readonly kernel: string | Uint8Array | undefined
-  readonly initrd: string | Uint8Array | undefined
+export interface MachineConfig extends BootConfig {
   readonly cmdline: string
   readonly cpu: string
   readonly vcpus: number
@@ -67,8 +61,7 @@ const CONSOLES = ['serial', 'virtio'] as const
 const CMDLINES = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' } as const
 const DEFAULTS = { cpu: 'host', vcpus: 1, memory: '512M' } as const
 const KEYS = [
-  'kernel',
-  'initrd',
+  ...BOOT_KEYS,
   'cmdline',
   'cpu',
   'vcpus',
@@ -89,10 +82,7 @@ const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20,
  *
  * @throws {ConfigError} naming the field, its value and what to do
  */
-export function parseMachineConfig(
-  options: MachineOptions,
-  limits: Partial<HostLimits> = {},
-): MachineConfig & { readonly kernel: string | Uint8Array } {
+export function parseMachineConfig(options: MachineOptions, limits: Partial<HostLimits> = {}): MachineConfig {
   if (typeof options !== 'object' || options === null) {
     throw new ConfigError('machine', options, 'it is no object', `give one with ${KEYS.join(', ')}`)
   }
@@ -101,13 +91,9 @@ export function parseMachineConfig(
     const value = (options as unknown as Record<string, unknown>)[unknown]
     throw new ConfigError(unknown, value, 'there is no such field', `the fields are ${KEYS.join(', ')}`)
   }
-  if (options.kernel === undefined) {
-    throw new ConfigError('kernel', undefined, 'a machine needs one', 'give the path of a bzImage or vmlinux')
-  }
   const console = consoleKind(options.console)
   return {
-    kernel: content('kernel', options.kernel),
-    initrd: options.initrd === undefined ? undefined : content('initrd', options.initrd),
+    ...parseBootOptions(options),
     cmdline: text('cmdline', options.cmdline ?? CMDLINES[console]),
     cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
@@ -139,9 +125,11 @@ export function resetPolicy({
  * Looks whether the files that a machine boots from are still there.
  * @throws {ConfigError} naming the field, its value and what to do
  */
-export function checkContents({ kernel, initrd }: MachineConfig): void {
-  if (kernel !== undefined) content('kernel', kernel)
-  if (initrd !== undefined) content('initrd', initrd)
+export function checkContents({ kernel, initrd, modules, firmware }: MachineConfig): void {
+  if (kernel !== undefined) fileContent('kernel', kernel)
+  if (initrd !== undefined) fileContent('initrd', initrd)
+  if (firmware !== undefined) fileContent('firmware', firmware)
+  for (const [i, { file }] of modules.entries()) if (file !== undefined) fileContent(`modules[${i}]`, file)
 }
 
 /**
@@ -180,29 +168,6 @@ export function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): numbe
   return value
 }
 
-function content(field: 'kernel' | 'initrd', value: unknown): string | Uint8Array {
-  if (value instanceof Uint8Array) return value
-  if (typeof value !== 'string' || value === '') {
-    throw new ConfigError(field, value, 'it is neither a path nor bytes', 'give the path of a file')
-  }
-  let problem: string | undefined
-  try {
-    if (!statSync(value).isFile()) problem = 'it is no regular file'
-    else accessSync(value, constants.R_OK)
-  } catch (error) {
-    problem = fileProblem(error)
-  }
-  if (problem) throw new ConfigError(field, value, problem, 'give the path of a file that this user may read')
-  return value
-}
-
-function fileProblem(error: unknown): string {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error)
-  if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file'
-  if (code === 'EACCES') return 'it may not be read'
-  return `it cannot be read (${code})`
-}
-
 export function consoleKind(value: unknown = 'serial'): ConsoleKind {
   const kind = CONSOLES.find(kind => kind === value)
   if (!kind) throw new ConfigError('console', value, 'there is no such console', `give one of ${CONSOLES.join(', ')}`)
@@ -212,10 +177,5 @@ export function consoleKind(value: unknown = 'serial'): ConsoleKind {
 export function flag(field: string, value: unknown): boolean {
   if (typeof value !== 'boolean')
     throw new ConfigError(field, value, 'it is neither true nor false', 'give one of them')
-  return value
-}
-
-export function text(field: string, value: unknown): string {
-  if (typeof value !== 'string') throw new ConfigError(field, value, 'it is no string', 'give a string')
   return value
 }

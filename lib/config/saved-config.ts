@@ -1,5 +1,7 @@
 import { ConfigError } from '../errors.js'
+import { bootWay, givenAsBytes } from './boot-options.js'
 import { parseSavedDisks, saveDisk } from './disks.js'
+import { text } from './fields.js'
 import {
   consoleKind,
   flag,
@@ -7,14 +9,13 @@ import {
   type MachineConfig,
   memorySize,
   resetPolicy,
-  text,
   vcpuCount,
 } from './machine-config.js'
 import { parseVsock } from './vsock.js'
 
 type Scalar = null | string | number | boolean
 type Fields = Readonly<Record<string, Scalar>>
-type Plain = Scalar | Fields | readonly Fields[]
+type Plain = Scalar | Fields | readonly Fields[] | readonly string[]
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
@@ -25,6 +26,9 @@ export function saveConfig(config: MachineConfig): SavedConfig {
     ...config,
     kernel: path(config.kernel),
     initrd: path(config.initrd),
+    firmware: path(config.firmware),
+    lost: givenAsBytes(config),
+    modules: config.modules.map(({ file, cmdline }) => ({ file: path(file), cmdline })),
     disks: config.disks.map(disk => ({ ...saveDisk(disk) })),
     vsock: vsock && { ...vsock },
   }
@@ -36,13 +40,20 @@ export function saveConfig(config: MachineConfig): SavedConfig {
  */
 export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineConfig {
   const fields = Object(saved) as Partial<Record<keyof MachineConfig, unknown>>
-  const path = (field: 'kernel' | 'initrd') => (fields[field] === null ? undefined : text(field, fields[field]))
+  const path = (field: string, value: unknown) => (value === null ? undefined : text(field, value))
   if (typeof fields.memory !== 'number') {
     throw new ConfigError('memory', fields.memory, 'it is no count of bytes', 'use another copy of the snapshot')
   }
   return {
-    kernel: path('kernel'),
-    initrd: path('initrd'),
+    boot: bootWay(fields.boot),
+    kernel: path('kernel', fields.kernel),
+    initrd: path('initrd', fields.initrd),
+    firmware: path('firmware', fields.firmware),
+    modules: savedModules(fields.modules).map(({ file, cmdline }, i) => ({
+      file: path(`modules[${i}]`, file),
+      cmdline: text(`modules[${i}]`, cmdline),
+    })),
+    lost: texts('lost', fields.lost),
     cmdline: text('cmdline', fields.cmdline),
     cpu: text('cpu', fields.cpu),
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
@@ -53,4 +64,16 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     vsock: parseVsock(fields.vsock),
     ...resetPolicy(fields),
   }
+}
+
+function texts(field: string, value: unknown): string[] {
+  if (!Array.isArray(value)) throw new ConfigError(field, value, 'it is no list', 'use another copy of the snapshot')
+  return value.map(one => text(field, one))
+}
+
+function savedModules(modules: unknown): { readonly file?: unknown; readonly cmdline?: unknown }[] {
+  if (!Array.isArray(modules)) {
+    throw new ConfigError('modules', modules, 'it is no list', 'use another copy of the snapshot')
+  }
+  return modules.map(Object)
 }

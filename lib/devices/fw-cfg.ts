@@ -85,6 +85,10 @@ export class FwCfg implements StatefulDevice {
     if (offset < DMA_LOW + 4 && end === DMA_LOW + 4) this.#transfer()
   }
 
+  reset(): void {
+    this.#selector = this.#offset = this.#dmaHigh = this.#dmaLow = 0
+  }
+
   saveState(): Json {
     return { selector: this.#selector, offset: this.#offset, dmaHigh: this.#dmaHigh, dmaLow: this.#dmaLow }
   }

@@ -1,4 +1,5 @@
-import { parseElf } from '../boot/elf.js'
+import { isElf, parseElf } from '../boot/elf.js'
+import { pvhEntry } from '../boot/pvh.js'
 import { ConfigError } from '../errors.js'
 
 /** What the disk starts. */
@@ -55,8 +56,9 @@ const BOOT_SECTOR = Buffer.from(
  * @throws ConfigError for a kernel without a PVH entry, or a command line that is too long.
  */
 export function bootDisk({ kernel, initrd, commandLine }: BootDisk): Buffer {
-  const entry = pvhEntry(kernel)
-  if (entry === undefined) {
+  const elf = isElf(kernel) ? parseElf(kernel) : undefined
+  const entry = elf && pvhEntry(elf)
+  if (!elf || entry === undefined) {
     const remedy = 'install xz-utils, lz4 and zstd, and remove the kernels from the cache: they are unpacked anew'
     throw new ConfigError('kernel', '', 'is no unpacked vmlinux with a PVH entry', remedy)
   }
@@ -64,7 +66,7 @@ export function bootDisk({ kernel, initrd, commandLine }: BootDisk): Buffer {
   if (words.length > COMMAND_LINE_SIZE) {
     throw new ConfigError('kernel command line', commandLine, 'is longer than 2047 bytes', 'use fewer words')
   }
-  const { segments } = parseElf(kernel)
+  const { segments } = elf
   const end = Math.max(...segments.map(({ physicalAddress, memorySize }) => physicalAddress + memorySize))
   const initrdAt = Math.ceil(end / 4096) * 4096
   const chunks = Math.ceil((initrdAt + initrd.length - BASE) / CHUNK)
@@ -92,18 +94,4 @@ export function bootDisk({ kernel, initrd, commandLine }: BootDisk): Buffer {
   disk.writeUInt32LE(BASE, FIELD.startInfo)
   disk.writeUInt32LE(entry, FIELD.entry)
   return disk
-}
-
-/** The value of the note of owner "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY in Xen: xen/include/public/elfnote.h). */
-function pvhEntry(kernel: Buffer): number | undefined {
-  for (const size of [4, 8]) {
-    const note = Buffer.alloc(16)
-    note.writeUInt32LE(4, 0)
-    note.writeUInt32LE(size, 4)
-    note.writeUInt32LE(18, 8)
-    note.write('Xen\0', 12, 'latin1')
-    const at = kernel.indexOf(note)
-    if (at >= 0 && at + 20 <= kernel.length) return kernel.readUInt32LE(at + 16)
-  }
-  return undefined
 }

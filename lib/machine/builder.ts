@@ -3,6 +3,7 @@ import { machineCpuid } from '../arch/x86_64/cpuid.js'
 import * as layout from '../arch/x86_64/layout.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
+import type { MachineConfig } from '../config/machine-config.js'
 import { ConfigError } from '../errors.js'
 import { type CapabilityName, cap } from '../kvm/capabilities.js'
 import type { GuestRegionOptions } from '../kvm/guest-region.js'
@@ -11,7 +12,7 @@ import type { RegionImage } from '../kvm/region-image.js'
 import type { Vcpu } from '../kvm/vcpu.js'
 import type { Vm } from '../kvm/vm.js'
 import { GuestMemory } from '../memory/guest-memory.js'
-import { type BootConfig, bootMachine } from './boot.js'
+import { bootMachine, createFwCfg } from './boot.js'
 import type { Peripheral } from './peripherals.js'
 import { createPlatform, type Platform, type PlatformEvents } from './platform.js'
 import { MachineRam } from './ram.js'
@@ -35,7 +36,7 @@ const NEEDED: readonly CapabilityName[] = ['IRQCHIP', 'PIT2', 'USER_MEMORY', 'IM
  */
 export function buildMachine(
   kvm: Kvm,
-  config: BootConfig,
+  config: MachineConfig,
   peripherals: readonly Peripheral[],
   events: PlatformEvents,
 ): Parts {
@@ -43,8 +44,8 @@ export function buildMachine(
   const cpuid = machineCpuid(kvm.supportedCpuid(), parseCpuSpec(config.cpu), {
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
-  const ranges = layout.memoryRanges(config.memory).map(range => ({ ...range, backing: 'memfd' as const }))
-  return wire(kvm, ranges, config.vcpus, peripherals, events, parts => {
+  const ranges = machineRanges(config).map(range => ({ ...range, backing: 'memfd' as const }))
+  return wire(kvm, ranges, config, peripherals, events, parts => {
     const { vcpus, msrIndices } = parts
     const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
     for (const vcpu of vcpus) {
@@ -56,6 +57,12 @@ export function buildMachine(
   })
 }
 
+/** The memory of a machine: RAM, and where firmware boots, a region for its image. */
+export function machineRanges({ memory, boot }: MachineConfig): layout.MemoryRange[] {
+  const ranges = layout.memoryRanges(memory)
+  return boot === 'firmware' ? [...ranges, layout.FIRMWARE_RANGE] : ranges
+}
+
 /**
  * Builds a machine that is to have the state of another: its memory is a copy-on-write copy of `images`, the rest is `fill`'s
  * task. On an error, nothing is left open.
@@ -63,7 +70,7 @@ export function buildMachine(
 export function rebuildMachine(
   kvm: Kvm,
   images: readonly { readonly guestAddress: number; readonly image: RegionImage }[],
-  vcpus: number,
+  config: MachineConfig,
   peripherals: readonly Peripheral[],
   events: PlatformEvents,
   fill: (parts: Parts) => void,
@@ -75,28 +82,31 @@ export function rebuildMachine(
     backing: image,
     logDirty: true,
   }))
-  return wire(kvm, ranges, vcpus, peripherals, events, fill)
+  return wire(kvm, ranges, config, peripherals, events, fill)
 }
 
 function wire(
   kvm: Kvm,
   ranges: readonly GuestRegionOptions[],
-  vcpuCount: number,
+  config: MachineConfig,
   peripherals: readonly Peripheral[],
   events: PlatformEvents,
   fill: (parts: Parts) => void,
 ): Parts {
   const vm = createVm(kvm)
   try {
-    const ram = new MachineRam(ranges.map(range => vm.addMemory(range)))
+    const canProtect = kvm.checkExtension(cap.READONLY_MEM) > 0
+    const isRom = ({ guestAddress }: GuestRegionOptions) => guestAddress === layout.FIRMWARE_RANGE.guestAddress
+    const add = (range: GuestRegionOptions) => vm.addMemory({ ...range, readonly: canProtect && isRom(range) })
+    const ram = new MachineRam(ranges.map(add))
     const memory = new GuestMemory(ram.regions)
     const parts: Parts = {
       vm,
       ram,
       memory,
-      vcpus: Array.from({ length: vcpuCount }, (_, id) => vm.createVcpu(id)),
+      vcpus: Array.from({ length: config.vcpus }, (_, id) => vm.createVcpu(id)),
       msrIndices: kvm.msrIndices(),
-      ...createPlatform({ vm, memory, peripherals }, events),
+      ...createPlatform({ vm, memory, peripherals, fwCfg: createFwCfg(memory, config, peripherals.length) }, events),
     }
     try {
       fill(parts)

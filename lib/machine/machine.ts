@@ -207,7 +207,7 @@ export class Machine extends EventEmitter<MachineEvents> {
       const images = openImages(snapshot)
       const machine = await Machine.#make(config, 'paused', (peripherals, events) => {
         loadDisks(peripherals, snapshot.files)
-        return rebuildMachine(kvm, images, config.vcpus, peripherals, events, parts =>
+        return rebuildMachine(kvm, images, config, peripherals, events, parts =>
           applyMoment(parts, snapshot.state, { clock }),
         )
       })
@@ -384,7 +384,7 @@ export class Machine extends EventEmitter<MachineEvents> {
       const config = this.config.vsock ? withVsockPath(this.config, null) : this.config
       const twin = await Machine.#make(config, 'paused', (peripherals, events) => {
         thawDisks(peripherals, disks)
-        return rebuildMachine(kvm, images, this.config.vcpus, peripherals, events, fresh =>
+        return rebuildMachine(kvm, images, this.config, peripherals, events, fresh =>
           applyMoment(fresh, moment, { clock: 'realtime' }),
         )
       }).finally(() => closeDisks(disks))

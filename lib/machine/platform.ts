@@ -3,6 +3,7 @@ import { AcpiPm } from '../devices/acpi-pm.js'
 import { Bus } from '../devices/bus.js'
 import { DebugExit } from '../devices/debug-exit.js'
 import type { StatefulDevice } from '../devices/device.js'
+import type { FwCfg } from '../devices/fw-cfg.js'
 import { I8042 } from '../devices/i8042.js'
 import { type PanicEvent, PvPanic } from '../devices/pvpanic.js'
 import { Rtc } from '../devices/rtc.js'
@@ -38,9 +39,11 @@ export interface PlatformParts {
   readonly vm: Vm
   readonly memory: GuestMemory
   readonly peripherals: readonly Peripheral[]
+  /** Where there is firmware to read it. */
+  readonly fwCfg: FwCfg | undefined
 }
 
-export function createPlatform({ vm, memory, peripherals }: PlatformParts, events: PlatformEvents): Platform {
+export function createPlatform({ vm, memory, peripherals, fwCfg }: PlatformParts, events: PlatformEvents): Platform {
   const console = new Console(bytes => uart.input(bytes))
   const uart = new Uart16550({
     interrupt: { set: level => vm.setIrqLine(layout.COM1_IRQ, level) },
@@ -59,8 +62,9 @@ export function createPlatform({ vm, memory, peripherals }: PlatformParts, event
   ports.add(layout.PVPANIC_PORT, 1, new PvPanic(event => events.panic(event)))
   ports.add(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT_COUNT, pm)
   ports.add(layout.DEBUG_EXIT_PORT, layout.DEBUG_EXIT_PORT_COUNT, new DebugExit(code => events.debugExit(code)))
+  if (fwCfg) ports.add(layout.FW_CFG_PORT, layout.FW_CFG_PORT_COUNT, fwCfg)
   const mmio = new Bus()
   const virtio = new VirtioBus(vm, memory, mmio, peripherals)
-  const stateful = { com1: uart, rtc, 'acpi-pm': pm, ...virtio.stateful }
+  const stateful = { com1: uart, rtc, 'acpi-pm': pm, ...(fwCfg && { 'fw-cfg': fwCfg }), ...virtio.stateful }
   return { ports, mmio, uart, pm, console, virtio, stateful }
 }

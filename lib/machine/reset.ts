@@ -20,9 +20,9 @@ const powerOns = new WeakMap<Parts, Processors>()
  * @throws {KvmError} the kernel cannot give, or take, a part of the state; the message names which
  */
 export function prepareReset(parts: Parts, config: MachineConfig): () => void {
-  const { kernel } = config
-  if (kernel === undefined) {
-    throw new GuestError('its kernel was given as bytes, which the snapshot that it was restored from does not have')
+  if (config.lost.length > 0) {
+    const lost = config.lost.join(', ')
+    throw new GuestError(`${lost} was given as bytes, which the snapshot that it was restored from does not have`)
   }
   checkContents(config)
   const processors = powerOnProcessors(parts)
@@ -31,7 +31,7 @@ export function prepareReset(parts: Parts, config: MachineConfig): () => void {
     parts.ram.reset(() => {
       // The interrupt controllers after the lines into them; the registers that boot sets after those of a reset.
       applyProcessors(parts, processors, { clock: 'stopped', rollback: true })
-      bootMachine(parts, { ...config, kernel })
+      bootMachine(parts, config)
     })
   }
 }

@@ -1,6 +1,6 @@
 import { totalmem } from 'node:os'
 import { missingFeatures } from '../arch/x86_64/compatibility.js'
-import * as layout from '../arch/x86_64/layout.js'
+import type { MemoryRange } from '../arch/x86_64/layout.js'
 import { cpuidOf, msrsOf } from '../arch/x86_64/vcpu-state.js'
 import type { MachineConfig } from '../config/machine-config.js'
 import { parseSavedConfig } from '../config/saved-config.js'
@@ -9,6 +9,7 @@ import { cap } from '../kvm/capabilities.js'
 import type { Kvm } from '../kvm/kvm.js'
 import { RegionImage } from '../kvm/region-image.js'
 import type { Snapshot } from '../snapshot/read.js'
+import { machineRanges } from './builder.js'
 
 /**
  * A snapshot's configuration, if a machine of it can be had here.
@@ -20,8 +21,8 @@ export function checkSnapshot({ directory, state, memory }: Snapshot, kvm: Kvm):
     memory: totalmem(),
     vcpus: kvm.checkExtension(cap.MAX_VCPUS),
   })
-  const ranges = layout.memoryRanges(config.memory)
-  const sameRange = ({ guestAddress, size }: layout.MemoryRange, i: number) =>
+  const ranges = machineRanges(config)
+  const sameRange = ({ guestAddress, size }: MemoryRange, i: number) =>
     memory.regions[i]?.guestAddress === guestAddress && memory.regions[i]?.size === size
   if (ranges.length !== memory.regions.length || !ranges.every(sameRange)) {
     throw foreign(directory, `its memory regions are not those of a machine with ${config.memory} bytes`)

@@ -265,7 +265,7 @@ it('a restored machine boots again from the file that it was started with, and s
   const restored = await Machine.restore(join(directory, 'bytes'), { reboot: false })
   onTestFinished(() => restored.stop())
   expect(restored.config.reboot).toBe(false)
-  await expect(restored.reset()).rejects.toThrow('its kernel was given as bytes')
+  await expect(restored.reset()).rejects.toThrow('kernel was given as bytes')
 })
 
 /** Counts in EBX without end; started by a SIPI, it does the same on the other vCPUs. */

@@ -26,7 +26,7 @@ const APPLETS = [
   'wc',
 ]
 
-interface LinuxOptions extends Partial<Omit<MachineOptions, 'kernel' | 'initrd'>> {
+interface LinuxOptions extends Partial<Omit<MachineOptions, 'kernel' | 'initrd' | 'modules'>> {
   image?: 'vmlinuz' | 'image'
   modules?: readonly string[]
   files?: readonly InitramfsEntry[]

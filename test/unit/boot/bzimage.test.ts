@@ -51,10 +51,11 @@ describe('loadKernel, given a bzImage', () => {
     const ram = memory()
     const entry = loadKernel(ram, { kernel: bzImage() })
     expect(entry).toEqual({
-      rip: 0x100_0200n,
-      rsi: 0x7000n,
+      mode: 'long',
+      registers: { rip: 0x100_0200n, rsi: 0x7000n },
       kernel: { address: 0x100_0000, size: 0x10_0000 },
       initrd: undefined,
+      modules: [],
     })
     expect(ram.read(0x100_0000, PAYLOAD.length)).toEqual(PAYLOAD)
   })
@@ -62,7 +63,7 @@ describe('loadKernel, given a bzImage', () => {
   test('puts a kernel that cannot be relocated where it wants to be', () => {
     const ram = memory()
     const entry = loadKernel(ram, { kernel: bzImage({ relocatable: 0, prefAddress: 0x20_0000n }) })
-    expect(entry.rip).toBe(0x20_0200n)
+    expect(entry.registers.rip).toBe(0x20_0200n)
     expect(ram.read(0x20_0000, PAYLOAD.length)).toEqual(PAYLOAD)
   })
 
@@ -141,6 +142,11 @@ describe('loadKernel, given a bzImage', () => {
     ['cmdline', { cmdline: 'ä'.repeat(1024) }, '2048 bytes long'],
     ['cmdline', { kernel: bzImage({ cmdlineSize: 0xffff_ffff }), cmdline: 'x'.repeat(0x40000) }, 'at most 262143'],
     ['cmdline', { cmdline: 'a\0b' }, 'zero byte'],
+    [
+      'modules',
+      { modules: [{ field: 'modules[0]', content: new Uint8Array(1), name: 'm', cmdline: '' }] },
+      'takes none',
+    ],
     ['memory', { kernel: bzImage({ initSize: 17 * MIB }) }, 'more than 33 MiB'],
     ['memory', { kernel: bzImage({ prefAddress: 0x8000_0000n }) }, 'unpacks itself up to 0x80100000'],
     ['kernel', { kernel: bzImage({ prefAddress: 2n ** 63n, relocatable: 0 }) }, 'relocatable'],

@@ -5,13 +5,51 @@ import { loadKernel } from '../../../lib/boot/kernel.js'
 import { ConfigError } from '../../../lib/errors.js'
 import { GuestMemory } from '../../../lib/memory/guest-memory.js'
 import { plainMemory } from '../memory/plain.js'
-import { type ElfOptions, elf, type Segment } from './images.js'
+import { type ElfOptions, elf, elf32, noteSegment, pvhNote, type Segment } from './images.js'
 
 const MIB = 2 ** 20
 const VIRTUAL = 0xffff_ffff_8100_0000n
 const memory = () => plainMemory([[0, 32 * MIB]])
 const text: Segment = { virtual: VIRTUAL, physical: 0x100_0000n, content: Uint8Array.of(1, 2, 3, 4), memorySize: 8n }
+const note: Segment = { type: 4, physical: 0n, content: Uint8Array.of(7) }
+const low: Segment = { physical: 0x10_0000n, content: Uint8Array.of(1, 2, 3, 4) }
 const kernel = (options: Partial<ElfOptions> = {}) => elf({ entry: 0x100_0002n, segments: [text], ...options })
+
+describe('parseElf', () => {
+  test('reads the same of both classes: entry, segments by their addresses, notes', () => {
+    const high: Segment = { ...low, physical: 0x20_0000n, content: Uint8Array.of(5), memorySize: 9n }
+    const segments = [high, noteSegment('GNU', 3, Uint8Array.of(1, 2, 3, 4, 5)), low, pvhNote(0x10_0001, 8)]
+    for (const [make, bits] of [
+      [elf32, 32],
+      [elf, 64],
+    ] as const) {
+      const file = make({ entry: 0x20_0000n, segments })
+      const parsed = parseElf(file)
+      expect(parsed).toMatchObject({
+        bits,
+        entry: 0x20_0000n,
+        segments: [
+          { physicalAddress: 0x10_0000, virtualAddress: 0x10_0000n, fileSize: 4, memorySize: 4 },
+          { physicalAddress: 0x20_0000, virtualAddress: 0x20_0000n, fileSize: 1, memorySize: 9 },
+        ],
+        notes: [
+          { owner: 'GNU', type: 3, content: Uint8Array.of(1, 2, 3, 4, 5) },
+          { owner: 'Xen', type: 18 },
+        ],
+      })
+      const { offset } = parsed.segments[0]!
+      expect([...file.subarray(offset, offset + 4)]).toEqual([1, 2, 3, 4])
+    }
+  })
+
+  test('a note that is cut short ends the notes', () => {
+    const whole = pvhNote(5)
+    const twice = Buffer.concat([whole.content, whole.content])
+    const count = (length: number) =>
+      parseElf(kernel({ segments: [text, { ...whole, content: twice.subarray(0, length) }] })).notes.length
+    expect([twice.length, twice.length - 1, whole.content.length + 5].map(count)).toEqual([2, 1, 1])
+  })
+})
 
 describe('loadKernel, given an ELF file', () => {
   test('loads the segments where they belong, clears what follows, and enters at the entry point', () => {
@@ -21,10 +59,11 @@ describe('loadKernel, given an ELF file', () => {
     const note: Segment = { type: 4, physical: 0x90_0000n, content: Uint8Array.of(7) }
     const entry = loadKernel(ram, { kernel: kernel({ segments: [text, note, data] }), cmdline: 'quiet', rsdp: 0xe0000 })
     expect(entry).toEqual({
-      rip: 0x100_0002n,
-      rsi: 0x7000n,
+      mode: 'long',
+      registers: { rip: 0x100_0002n, rsi: 0x7000n },
       kernel: { address: 0x100_0000, size: 0x80_0001 },
       initrd: undefined,
+      modules: [],
     })
     expect([...ram.read(0x100_0000, 9)]).toEqual([1, 2, 3, 4, 0, 0, 0, 0, 0xee])
     expect(ram.read(0x180_0000, 1)[0]).toBe(9)
@@ -52,13 +91,18 @@ describe('loadKernel, given an ELF file', () => {
   })
 
   test('a virtual entry point is mapped through its segment', () => {
-    expect(parseElf(kernel({ entry: VIRTUAL + 3n })).entry).toBe(0x100_0003)
+    expect(loadKernel(memory(), { kernel: kernel({ entry: VIRTUAL + 3n }) }).registers.rip).toBe(0x100_0003n)
   })
 
   test.each([
-    ['kernel', kernel({ class: 1 }), 'no 64-bit executable'],
-    ['kernel', kernel({ machine: 40 }), 'no 64-bit executable'],
-    ['kernel', kernel({ type: 1 }), 'no 64-bit executable'],
+    ['kernel', kernel({ class: 1 }), 'no executable for x86'],
+    ['kernel', kernel({ machine: 40 }), 'no executable for x86'],
+    ['kernel', kernel({ machine: 3 }), 'no executable for x86'],
+    ['kernel', kernel({ type: 1 }), 'no executable for x86'],
+    ['kernel', elf32({ entry: 0x10_0000n, segments: [low] }), 'neither a Multiboot header nor an entry point for PVH'],
+    ['kernel', kernel({ segments: [text, { ...text, physical: 0x100_0007n }] }), 'its segments overlap'],
+    ['kernel', kernel({ segments: [text, { ...note, offset: 2n ** 63n }] }), 'cut short'],
+    ['kernel', kernel({ segments: [text, { ...note, content: new Uint8Array(2 ** 20 + 1) }] }), 'notes are larger'],
     ['kernel', kernel({ entry: 0x42n }), 'entry point 0x42'],
     ['kernel', kernel({ entry: 0x100_0008n }), 'entry point 0x1000008'],
     ['kernel', kernel({ segments: [] }), 'nothing to be loaded'],

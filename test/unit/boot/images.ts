@@ -87,3 +87,61 @@ export function elf(options: ElfOptions): Uint8Array {
   })
   return file
 }
+
+/** The same as an ELF32 file for the 386. */
+export function elf32(options: ElfOptions): Uint8Array {
+  const headers = 52 + options.segments.length * 32
+  const file = new Uint8Array(headers + options.segments.reduce((sum, { content }) => sum + content.length, 0))
+  const view = new DataView(file.buffer)
+  view.setUint32(0, 0x464c457f, true)
+  file.set([options.class ?? 1, 1, 1], 4)
+  view.setUint16(16, options.type ?? 2, true)
+  view.setUint16(18, options.machine ?? 3, true)
+  view.setUint32(24, Number(options.entry), true)
+  view.setUint32(28, Number(options.headerOffset ?? 52n), true)
+  view.setUint16(42, options.headerSize ?? 32, true)
+  view.setUint16(44, options.segments.length, true)
+  let at = headers
+  options.segments.forEach((segment, i) => {
+    const header = 52 + i * 32
+    const { content, physical } = segment
+    const size = BigInt(content.length)
+    const fields = [
+      segment.offset ?? BigInt(at),
+      segment.virtual ?? physical,
+      physical,
+      size,
+      segment.memorySize ?? size,
+    ]
+    view.setUint32(header, segment.type ?? 1, true)
+    for (const [j, field] of fields.entries()) view.setUint32(header + 4 + 4 * j, Number(field), true)
+    file.set(content, at)
+    at += content.length
+  })
+  return file
+}
+
+/** A note segment with one note. */
+export function noteSegment(owner: string, type: number, content: Uint8Array): Segment {
+  const name = Math.ceil((owner.length + 1) / 4) * 4
+  const bytes = Buffer.alloc(12 + name + Math.ceil(content.length / 4) * 4)
+  bytes.writeUInt32LE(owner.length + 1, 0)
+  bytes.writeUInt32LE(content.length, 4)
+  bytes.writeUInt32LE(type, 8)
+  bytes.write(owner, 12, 'latin1')
+  bytes.set(content, 12 + name)
+  return { type: 4, physical: 0n, content: bytes }
+}
+
+/** The note of a PVH entry point. */
+export function pvhNote(entry: number, size: 4 | 8 = 4): Segment {
+  const content = Buffer.alloc(size)
+  content.writeUInt32LE(entry)
+  return noteSegment('Xen', 18, content)
+}
+
+/** A Multiboot header; with address fields (header, load, load end, bss end, entry), flag 16 is set. */
+export function multibootHeader(flags = 3, addresses: readonly number[] = []): Uint8Array {
+  const all = (flags | (addresses.length > 0 ? 0x10000 : 0)) >>> 0
+  return new Uint8Array(Uint32Array.of(0x1badb002, all, -(0x1badb002 + all), ...addresses).buffer)
+}

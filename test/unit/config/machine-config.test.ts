@@ -3,6 +3,7 @@ import { tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type MachineOptions, parseMachineConfig, parseSize } from '../../../lib/config/machine-config.js'
+import { parseSavedConfig, saveConfig } from '../../../lib/config/saved-config.js'
 import { ConfigError } from '../../../lib/errors.js'
 
 let folder: string
@@ -32,13 +33,17 @@ function failure(options: unknown, limits = {}): ConfigError {
 describe('parseMachineConfig', () => {
   test('fills in the defaults', () => {
     expect(parseMachineConfig({ kernel })).toEqual({
+      boot: 'auto',
       kernel,
       initrd: undefined,
+      modules: [],
+      firmware: undefined,
       cmdline: 'console=ttyS0 panic=-1',
       cpu: 'host',
       vcpus: 1,
       memory: 512 * 2 ** 20,
       disks: [],
+      lost: [],
       reboot: true,
       onTripleFault: 'crash',
       console: 'serial',
@@ -69,9 +74,11 @@ describe('parseMachineConfig', () => {
   })
 
   test('keeps what is given', () => {
-    const given = { kernel: Uint8Array.of(1), initrd, cmdline: '', cpu: 'host,-vmx', vcpus: 3, memory: 0x2000 }
+    const modules = [{ file: initrd, cmdline: 'a b' }]
+    const boot = { boot: 'pvh', kernel: Uint8Array.of(1), initrd, modules } as const
     const policy = { reboot: false, onTripleFault: 'reset' } as const
-    expect(parseMachineConfig({ ...given, ...policy }, { vcpus: 3 })).toMatchObject({ ...given, ...policy })
+    const given = { ...boot, ...policy, cmdline: '', cpu: 'host,-vmx', vcpus: 3, memory: 0x2000 }
+    expect(parseMachineConfig(given, { vcpus: 3 })).toMatchObject({ ...given, firmware: undefined })
     expect(parseMachineConfig({ ...given, initrd: Uint8Array.of(2), memory: '8G' }, { memory: 2 ** 40 })).toMatchObject(
       {
         initrd: Uint8Array.of(2),
@@ -106,6 +113,8 @@ describe('parseMachineConfig', () => {
     ['kernel', { kernel: 'a\0b' }, 'cannot be read'],
     ['kernel', { kernel: 5 }, 'neither a path nor bytes'],
     ['initrd', { initrd: '/does/not/exist' }, 'no such file'],
+    ['modules', { modules: {} }, 'no list'],
+    ['boot', { boot: 'grub' }, 'no such way to boot; give one of auto, linux, pvh, multiboot, firmware'],
     ['cmdline', { cmdline: 5 }, 'no string'],
     ['cpu', { cpu: ['host'] }, 'no string'],
     ['vcpus', { vcpus: 0 }, 'no count'],
@@ -123,7 +132,7 @@ describe('parseMachineConfig', () => {
     ['memory', { memory: -4096 }, 'no size'],
     ['memory', { memory: '-1G' }, 'no size'],
     ['memory', { memory: Number.POSITIVE_INFINITY }, 'no size'],
-    ['memroy', { memroy: '1G' }, 'the fields are kernel, initrd, cmdline, cpu, vcpus, memory'],
+    ['memroy', { memroy: '1G' }, 'the fields are kernel, initrd, modules, boot, firmware, cmdline, cpu, vcpus, memory'],
     ['toString', { toString: 1 }, 'no such field'],
   ])('a bad %s is named, with its value (%#)', (field, options: Record<string, unknown>, message) => {
     const base = field === 'kernel' ? {} : { kernel }
@@ -132,6 +141,63 @@ describe('parseMachineConfig', () => {
     expect(error.value).toEqual(options[field])
     expect(error.message).toContain(message)
     expect(error.remedy).not.toBe('')
+  })
+
+  test('firmware boots where there is no kernel but firmware, or where it is told to', () => {
+    const booted = { boot: 'firmware', kernel: undefined, initrd: undefined, modules: [], firmware: kernel }
+    expect(parseMachineConfig({ firmware: kernel })).toMatchObject(booted)
+    expect(parseMachineConfig({ firmware: kernel, boot: 'firmware' })).toMatchObject(booted)
+    expect(parseMachineConfig({ firmware: Uint8Array.of(1) }).firmware).toEqual(Uint8Array.of(1))
+  })
+
+  test('the files of modules are looked at, and their command lines are empty by default', () => {
+    const modules = [{ file: initrd }, { file: Uint8Array.of(1), cmdline: 'x' }]
+    expect(parseMachineConfig({ kernel, modules }).modules).toEqual([
+      { file: initrd, cmdline: '' },
+      { file: Uint8Array.of(1), cmdline: 'x' },
+    ])
+  })
+
+  test.each([
+    ['modules[1]', () => ({ kernel, modules: [{ file: kernel }, { file: '/does/not/exist' }] }), 'no such file'],
+    ['modules[0]', () => ({ kernel, modules: [null] }), 'neither a path nor bytes'],
+    ['modules[0]', () => ({ kernel, modules: [{ file: kernel, cmdline: 1 }] }), 'no string'],
+    ['firmware', () => ({ kernel, firmware: kernel }), 'a kernel is booted directly (boot: auto), without firmware'],
+    ['firmware', () => ({ kernel, boot: 'pvh', firmware: Uint8Array.of(1, 2) }), 'firmware: "2 bytes": a kernel is'],
+    ['firmware', () => ({ firmware: '/does/not/exist' }), 'no such file'],
+    ['kernel', () => ({ kernel, boot: 'firmware', firmware: kernel }), 'firmware boots from a disk, and takes none'],
+    ['initrd', () => ({ initrd, firmware: kernel }), 'takes none'],
+    ['modules', () => ({ modules: [], firmware: kernel }), 'takes none'],
+    ['cmdline', () => ({ cmdline: 'x', firmware: kernel }), 'takes none'],
+    ['kernel', () => ({ boot: 'multiboot' }), 'a machine needs one'],
+  ])('what does not go together is told: %s (%#)', (field, options, message) => {
+    const error = failure(options())
+    expect(error.field).toBe(field)
+    expect(error.message).toContain(message)
+  })
+
+  test('a configuration that was saved is the same but for content, which is not kept', () => {
+    const limits = { memory: 2 ** 40, vcpus: 8 }
+    const again = (options: MachineOptions) =>
+      parseSavedConfig(JSON.parse(JSON.stringify(saveConfig(parseMachineConfig(options)))), limits)
+    const paths: MachineOptions = { kernel, initrd, boot: 'multiboot', modules: [{ file: initrd, cmdline: 'x y' }] }
+    expect(again(paths)).toEqual(parseMachineConfig(paths))
+    expect(again({ firmware: kernel })).toEqual(parseMachineConfig({ firmware: kernel }))
+    const bytes = Uint8Array.of(1)
+    expect(again({ kernel: bytes, modules: [{ file: bytes, cmdline: 'x' }] })).toMatchObject({
+      boot: 'auto',
+      kernel: undefined,
+      modules: [{ file: undefined, cmdline: 'x' }],
+    })
+    const saved = saveConfig(parseMachineConfig({ kernel }))
+    for (const [field, value] of [
+      ['boot', 'x'],
+      ['modules', null],
+      ['modules[0]', [5]],
+    ] as const) {
+      const bad = { ...saved, [field.replace('[0]', '')]: value }
+      expect(() => parseSavedConfig(bad, limits)).toThrow(new RegExp(`^${field.replace(/[[\]]/g, '.')}: `))
+    }
   })
 
   test.each([null, undefined, 'kernel', 5])('%s is no configuration', options => {

@@ -9,7 +9,7 @@ const SEGMENT = { offset: 0x1000, address: 0x1000000, fileSize: 0x3000, memorySi
 /** The least vmlinux: one segment, and the note of its PVH entry in it. */
 function vmlinux({ note = true } = {}): Buffer {
   const file = Buffer.alloc(SEGMENT.offset + SEGMENT.fileSize, 0xcc)
-  file.fill(0, 0, 120)
+  file.fill(0, 0, 176)
   file.write('\x7fELF\x02\x01\x01', 'latin1')
   file.writeUInt16LE(2, 16)
   file.writeUInt16LE(62, 18)
@@ -18,12 +18,15 @@ function vmlinux({ note = true } = {}): Buffer {
   file.writeBigUInt64LE(64n, 32)
   file.writeUInt16LE(64, 52)
   file.writeUInt16LE(56, 54)
-  file.writeUInt16LE(1, 56)
+  file.writeUInt16LE(note ? 2 : 1, 56)
   file.writeUInt32LE(1, 64)
   const { offset, address, fileSize, memorySize } = SEGMENT
   const fields = [offset, 0xffffffff81000000n, address, fileSize, memorySize, 0x1000]
   for (const [index, field] of fields.entries()) file.writeBigUInt64LE(BigInt(field), 72 + 8 * index)
   if (note) {
+    file.writeUInt32LE(4, 120)
+    file.writeBigUInt64LE(0x2000n, 120 + 8)
+    file.writeBigUInt64LE(24n, 120 + 32)
     for (const [index, word] of [4, 8, 18].entries()) file.writeUInt32LE(word, 0x2000 + 4 * index)
     file.write('Xen\0', 0x200c, 'latin1')
     file.writeBigUInt64LE(0x1000850n, 0x2010)
@@ -65,5 +68,6 @@ test('the kernel, its start information and the initrd are where they are loaded
 test('a kernel that cannot be entered, or too long a command line, is refused', () => {
   const make = (kernel: Buffer, commandLine: string) => () => bootDisk({ kernel, initrd, commandLine })
   expect(make(vmlinux({ note: false }), '')).toThrow(/kernel: .*no unpacked vmlinux with a PVH entry; install xz-utils/)
+  expect(make(Buffer.from('packed'), '')).toThrow(/no unpacked vmlinux/)
   expect(make(vmlinux(), 'x'.repeat(2048))).toThrow(/longer than 2047 bytes/)
 })
