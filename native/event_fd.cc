@@ -1,5 +1,6 @@
 #include "event_fd.h"
 
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include <cerrno>
@@ -39,7 +40,7 @@ uint64_t EventFd::Drain() {
   return count;
 }
 
-bool EventFd::Deliver(Napi::Env env) {
+bool EventFd::Deliver(Napi::Env env, uint32_t) {
   const uint64_t count = Drain();
   if (count == 0) return true;
   Napi::HandleScope scope(env);
@@ -72,7 +73,8 @@ Napi::Value EventFd::Watch(const Napi::CallbackInfo& info) {
   on_event_ = Napi::Persistent(info[0].As<Napi::Function>());
   if (hub_) return env.Undefined();
   ExitHub* hub = ExitHub::Of(env);
-  if (int error = hub->Watch(this, fd_.get(), &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
+  // Edge-triggered: one event a write, with nothing to re-arm.
+  if (int error = hub->Watch(this, fd_.get(), EPOLLIN | EPOLLET, &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
   hub_ = hub;
   return env.Undefined();
 }

@@ -5,13 +5,14 @@
 #include <cstdint>
 
 #include "unique_fd.h"
+#include "watched.h"
 
 namespace nested_kvm {
 
 class ExitHub;
 
 // JS class EventFd: an eventfd(2), for irqfd and ioeventfd, watched on the event loop.
-class EventFd : public Napi::ObjectWrap<EventFd> {
+class EventFd : public Napi::ObjectWrap<EventFd>, public Watched {
  public:
   static constexpr napi_type_tag kTypeTag = {0x1b6f0e5c6a7d4c11, 0x9d3b52c8e0f1a204};
   static Napi::Function Define(Napi::Env env);
@@ -20,9 +21,10 @@ class EventFd : public Napi::ObjectWrap<EventFd> {
   explicit EventFd(const Napi::CallbackInfo& info);
   ~EventFd() = default;
 
-  // Called by the hub on the JS thread. Deliver returns false when JS threw.
-  bool Deliver(Napi::Env env);
-  void Forget() { hub_ = nullptr; }
+  bool Deliver(Napi::Env env, uint32_t events) override;
+  void Forget() override { hub_ = nullptr; }
+  void Hold() override { Ref(); }
+  void LetGo() override { Unref(); }
 
  private:
   Napi::Value Signal(const Napi::CallbackInfo& info);

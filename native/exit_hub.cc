@@ -8,8 +8,8 @@
 #include <cerrno>
 
 #include "env_data.h"
-#include "event_fd.h"
 #include "vcpu_thread.h"
+#include "watched.h"
 
 namespace nested_kvm {
 
@@ -42,7 +42,7 @@ void ExitHub::OnTeardown(void* self) {
   auto* hub = static_cast<ExitHub*>(self);
   for (VcpuThread* thread : hub->threads_) thread->Abort();
   EnvData::Of(hub->env_)->hub = nullptr;
-  for (auto& [id, event_fd] : hub->watched_) event_fd->Forget();
+  for (auto& [id, watched] : hub->watched_) watched->Forget();
   delete hub;
 }
 
@@ -94,14 +94,14 @@ bool ExitHub::AnyRunning() const {
 bool ExitHub::DeliverAll(Napi::Env env, bool* any) {
   *any = false;
   if (any_fired_.exchange(false)) {
-    std::vector<uint64_t> fired;
+    std::vector<std::pair<uint64_t, uint32_t>> fired;
     {
       std::lock_guard lock(fired_mutex_);
       fired.swap(fired_);
     }
-    for (uint64_t id : fired) {
+    for (auto [id, events] : fired) {
       auto found = watched_.find(id);
-      if (found != watched_.end() && !found->second->Deliver(env)) return false;
+      if (found != watched_.end() && !found->second->Deliver(env, events)) return false;
     }
     *any = true;
   }
@@ -175,7 +175,8 @@ void ExitHub::WatcherMain() {
     for (int i = 0; i < count; i++) {
       if (events[i].data.u64 == 0) return;
       std::lock_guard lock(fired_mutex_);
-      fired_.push_back(events[i].data.u64);
+      // Copies: the struct is packed.
+      fired_.emplace_back(uint64_t{events[i].data.u64}, uint32_t{events[i].events});
     }
     if (count > 0) {
       any_fired_.store(true);
@@ -184,24 +185,31 @@ void ExitHub::WatcherMain() {
   }
 }
 
-int ExitHub::Watch(EventFd* event_fd, int fd, uint64_t* id) {
+int ExitHub::Watch(Watched* watched, int fd, uint32_t events, uint64_t* id) {
   if (int error = StartWatcher(); error != 0) return error;
   epoll_event event{};
-  event.events = EPOLLIN | EPOLLET;  // one event a write, with nothing to re-arm
+  event.events = events;
   event.data.u64 = next_id_;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) return errno;
-  watched_[next_id_] = event_fd;
+  watched_[next_id_] = watched;
   *id = next_id_++;
-  event_fd->Ref();
+  watched->Hold();
   KeepAlive();
   return 0;
+}
+
+int ExitHub::Rearm(uint64_t id, int fd, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = id;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) < 0 ? errno : 0;
 }
 
 void ExitHub::Unwatch(uint64_t id, int fd) {
   auto found = watched_.find(id);
   if (found == watched_.end()) return;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
-  found->second->Unref();
+  found->second->LetGo();
   watched_.erase(found);
   KeepAlive();
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "poll_window.h"
@@ -14,10 +15,10 @@
 
 namespace nested_kvm {
 
-class EventFd;
 class VcpuThread;
+class Watched;
 
-// Where the vCPU threads and eventfds of one JS environment meet its event loop. Mail wakes the loop through a
+// Where the vCPU threads and watched file descriptors of one JS environment meet its event loop. Mail wakes the loop through a
 // thread-safe function; then the JS thread polls for a short, adaptive while, so that a burst of exits pays for one
 // wake-up, not for one each.
 class ExitHub {
@@ -31,8 +32,10 @@ class ExitHub {
   void Hold(VcpuThread* thread);
   void Release(VcpuThread* thread);
 
-  // JS thread. Returns 0 or an errno.
-  int Watch(EventFd* event_fd, int fd, uint64_t* id);
+  // JS thread. `events` are those of epoll(7). Returns 0 or an errno.
+  int Watch(Watched* watched, int fd, uint32_t events, uint64_t* id);
+  // Watches for other events, or once more where EPOLLONESHOT is among them.
+  int Rearm(uint64_t id, int fd, uint32_t events);
   void Unwatch(uint64_t id, int fd);
 
  private:
@@ -63,9 +66,9 @@ class ExitHub {
   pthread_t watcher_{};
   bool watching_ = false;
   uint64_t next_id_ = 1;
-  std::map<uint64_t, EventFd*> watched_;
+  std::map<uint64_t, Watched*> watched_;
   std::mutex fired_mutex_;
-  std::vector<uint64_t> fired_;
+  std::vector<std::pair<uint64_t, uint32_t>> fired_;  // id and events
   std::atomic<bool> any_fired_{false};
 };
 
