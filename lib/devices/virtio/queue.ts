@@ -98,20 +98,19 @@ export class Queue {
 
   /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8), of which it takes note. */
   push(chain: Chain, written: number): void {
-    let left = written
-    for (const { address, bytes } of chain.writable) {
-      if (left <= 0) break
-      this.#memory.markWritten(address, Math.min(left, bytes.length))
-      left -= bytes.length
-    }
-    const entry = this.#nextUsed & (this.size - 1)
-    this.#usedEntries[2 * entry] = chain.head
-    this.#usedEntries[2 * entry + 1] = written
-    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
-    // The entry is there before the index says so.
-    Atomics.store(this.#used, 1, this.#nextUsed)
-    this.#memory.markWritten(this.#layout.device + 4 + USED_ENTRY * entry, USED_ENTRY)
-    this.#memory.markWritten(this.#layout.device, 4)
+    this.#fill(chain, written)
+    this.#flush()
+  }
+
+  /** The same with the first `count` of several chains at once: the driver sees none of them before all are there. */
+  pushAll(chains: readonly Chain[], written: readonly number[], count: number): void {
+    for (let i = 0; i < count; i++) this.#fill(chains[i]!, written[i]!)
+    if (count > 0) this.#flush()
+  }
+
+  /** Leaves the last `count` chains that were taken available, as if they had not been. */
+  unpop(count: number): void {
+    this.#nextAvailable = (this.#nextAvailable - count) & 0xffff
   }
 
   /** Whether the driver wants an interrupt for what was given since this was last asked (2.7.7.2, 2.7.10). */
@@ -146,6 +145,26 @@ export class Queue {
     this.#nextAvailable = nextAvailable & 0xffff
     this.#nextUsed = nextUsed & 0xffff
     this.#toldUsed = this.#nextUsed
+  }
+
+  #fill(chain: Chain, written: number): void {
+    let left = written
+    for (const { address, bytes } of chain.writable) {
+      if (left <= 0) break
+      this.#memory.markWritten(address, Math.min(left, bytes.length))
+      left -= bytes.length
+    }
+    const entry = this.#nextUsed & (this.size - 1)
+    this.#usedEntries[2 * entry] = chain.head
+    this.#usedEntries[2 * entry + 1] = written
+    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
+    this.#memory.markWritten(this.#layout.device + 4 + USED_ENTRY * entry, USED_ENTRY)
+  }
+
+  /** The entries are there before the index says so. */
+  #flush(): void {
+    Atomics.store(this.#used, 1, this.#nextUsed)
+    this.#memory.markWritten(this.#layout.device, 4)
   }
 
   #waiting(): number {
