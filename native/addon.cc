@@ -1,5 +1,8 @@
 #include <cpuid.h>
 #include <napi.h>
+#include <net/if.h>
+
+#include <string>
 
 #include "env_data.h"
 #include "event_fd.h"
@@ -8,6 +11,7 @@
 #include "kvm.h"
 #include "mapping.h"
 #include "memory_file.h"
+#include "tap.h"
 #include "vcpu.h"
 #include "vcpu_thread.h"
 #include "vm.h"
@@ -35,10 +39,17 @@ Napi::Value Cpuid(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// hasInterface(name): whether this network namespace has an interface of that name.
+Napi::Value HasInterface(const Napi::CallbackInfo& info) {
+  const std::string name = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
+  return Napi::Boolean::New(info.Env(), ::if_nametoindex(name.c_str()) != 0);
+}
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new EnvData);
   exports.Set("setErrorClass", Napi::Function::New(env, SetErrorClass));
   exports.Set("cpuid", Napi::Function::New(env, Cpuid));
+  exports.Set("hasInterface", Napi::Function::New(env, HasInterface));
   exports.Set("Kvm", Kvm::Define(env));
   exports.Set("Vm", Vm::Define(env));
   exports.Set("Vcpu", Vcpu::Define(env));
@@ -47,6 +58,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("MemoryFile", MemoryFile::Define(env));
   exports.Set("EventFd", EventFd::Define(env));
   exports.Set("ImageFile", ImageFile::Define(env));
+  exports.Set("Tap", Tap::Define(env));
   return exports;
 }
 

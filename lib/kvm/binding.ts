@@ -158,9 +158,43 @@ export interface NativeImageFile {
   close(): void
 }
 
+/** In `NativeTap.read`: there is no frame. */
+export const TAP_EMPTY = 0xffffffff
+
+/**
+ * A tap interface. Frames begin with a `virtio_net_hdr_v1`. `runs` has three numbers for each piece of memory: which view it is
+ * in, its offset there, its length; `counts` how many pieces each buffer, or frame, has.
+ */
+export interface NativeTap {
+  /** The name that it has. */
+  name(): string
+  /** TUNSETOFFLOAD: what may be left undone in frames that are read. */
+  setOffload(flags: number): void
+  isUp(): boolean
+  up(): void
+  joinBridge(name: string): void
+  /** The views that the runs of `read` and `write` are in from now on. */
+  useViews(views: readonly Uint8Array[]): void
+  /**
+   * Fills buffers with frames and gives how many; `lengths` has the length of each, and behind them that of a frame which waits for more
+   * buffers, 0 where the buffers are all used, or `TAP_EMPTY`.
+   */
+  read(runs: Float64Array, counts: Uint32Array, buffers: number, merge: boolean, lengths: Uint32Array): number
+  /** Drops the frame that waits for more buffers. */
+  drop(): void
+  /** Gives how many frames were taken. */
+  write(runs: Float64Array, counts: Uint32Array, frames: number): number
+  /** Calls back with events of epoll(7), once after each `arm`. */
+  watch(onEvent: (events: number) => void): void
+  arm(events: number): void
+  close(): void
+}
+
 interface Addon {
   setErrorClass(errorClass: typeof KvmError): void
   cpuid(leaf: number, index: number): [eax: number, ebx: number, ecx: number, edx: number]
+  /** Whether this network namespace has an interface of that name. */
+  hasInterface(name: string): boolean
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory
@@ -171,6 +205,10 @@ interface Addon {
   ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
   ImageFile: new (path: string, writable: boolean) => NativeImageFile
+  /** A tap by its name, made where there is none; `%d` in it stands for the lowest free number. */
+  Tap: new (
+    name: string,
+  ) => NativeTap
 }
 
 const nodeGypBuild = createRequire(import.meta.url)('node-gyp-build') as (root: string) => Addon

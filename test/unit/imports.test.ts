@@ -19,8 +19,10 @@ const allowed: Record<string, readonly string[]> = {
   boot: ['memory', 'arch'],
   devices: ['memory', 'storage'],
   storage: [],
+  // What a network card has at the other end: the addon's tap, and programs beside us.
+  net: ['kvm/binding', 'kvm/throw-later', 'config/nets', 'devices/virtio/chain', 'devices/virtio/net-backend'],
   snapshot: ['memory', 'nested'],
-  machine: ['kvm', 'memory', 'config', 'nested', 'arch', 'boot', 'devices', 'snapshot', 'storage', 'sockets'],
+  machine: ['kvm', 'memory', 'config', 'nested', 'arch', 'boot', 'devices', 'snapshot', 'storage', 'net', 'sockets'],
   host: ['kvm', 'nested'],
   lab: ['boot', 'host', 'config'],
   sockets: [],

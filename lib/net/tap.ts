@@ -1,0 +1,254 @@
+import { readlinkSync } from 'node:fs'
+import { basename } from 'node:path'
+import type { NetConfig } from '../config/nets.js'
+import type { Chain, ChainBuffer } from '../devices/virtio/chain.js'
+import type { NetBackend, NetEvents, NetOffloads, Received } from '../devices/virtio/net-backend.js'
+import { ConfigError, KvmError } from '../errors.js'
+import { addon, type NativeTap, TAP_EMPTY } from '../kvm/binding.js'
+import { throwLater } from '../kvm/throw-later.js'
+
+type TapConfig = Extract<NetConfig, { type: 'tap' }>
+
+/** TUN_F_* (linux/if_tun.h) */
+const TUN_F_CSUM = 1
+const TUN_F_TSO4 = 2
+const TUN_F_TSO6 = 4
+
+const EPOLLIN = 1
+const EPOLLOUT = 4
+
+const MORE_RUNS = 1024
+
+/** A tap interface of the host. Frames are copied by the kernel, straight from and to guest memory. */
+export class Tap implements NetBackend {
+  /** What every tap can do, in the kernel where no hardware does. */
+  static readonly OFFLOADS: NetOffloads = { checksum: true, tso4: true, tso6: true }
+  readonly offloads = Tap.OFFLOADS
+  /** The interface's name. */
+  readonly ifname: string
+  readonly #native: NativeTap
+  #events: NetEvents | undefined
+  #armed = 0
+  /** The memory that frames have been in so far: a few large views, of which chains have parts. */
+  #memory: ArrayBufferLike[] = []
+  #runs = new Float64Array(3 * MORE_RUNS)
+  #counts = new Uint32Array(MORE_RUNS)
+  #lengths = new Uint32Array(MORE_RUNS)
+
+  /**
+   * Opens a tap: an existing one by its name, or a new one that goes on a bridge and is gone with `close()`.
+   * @param field names it in errors, as in `nets[0]`
+   * @throws {ConfigError} it cannot be had: says what is missing, and how to give it
+   */
+  constructor(options: Pick<TapConfig, 'ifname' | 'bridge'>, field: string) {
+    this.#native = openTap(options, field)
+    this.ifname = this.#native.name()
+  }
+
+  leaveToGuest({ checksum, tso4, tso6 }: NetOffloads): void {
+    const flags = (checksum ? TUN_F_CSUM : 0) | (tso4 ? TUN_F_TSO4 : 0) | (tso6 ? TUN_F_TSO6 : 0)
+    this.#whileThere(() => this.#native.setOffload(flags))
+  }
+
+  start(events: NetEvents): void {
+    this.#events = events
+    this.#native.watch(happened => {
+      try {
+        this.#happened(happened)
+      } catch (error) {
+        throwLater(error)
+      }
+    })
+  }
+
+  send(frames: readonly Chain[]): number {
+    this.#describe(frames, 'readable')
+    const taken = this.#whileThere(() => this.#native.write(this.#runs, this.#counts, frames.length))
+    // Nobody is there to take them.
+    if (taken === undefined) return frames.length
+    if (taken < frames.length) this.#arm(EPOLLOUT)
+    return taken
+  }
+
+  receive(buffers: readonly Chain[], merge: boolean): Received {
+    this.#describe(buffers, 'writable')
+    const count = this.#whileThere(() =>
+      this.#native.read(this.#runs, this.#counts, buffers.length, merge, this.#lengths),
+    )
+    if (count === undefined) return { lengths: [], more: false }
+    const lengths = Array.from(this.#lengths.subarray(0, count))
+    const more = this.#lengths[count] !== TAP_EMPTY
+    if (!more) this.#arm(EPOLLIN)
+    return { lengths, more }
+  }
+
+  drop(): void {
+    this.#native.drop()
+  }
+
+  close(): void {
+    this.#events = undefined
+    this.#native.close()
+  }
+
+  #happened(happened: number): void {
+    const armed = this.#armed
+    this.#armed = 0
+    // EPOLLERR and EPOLLHUP come unasked: the interface was deleted. What is tried next finds out.
+    const readable = (armed & EPOLLIN) !== 0 && happened !== EPOLLOUT
+    const writable = (armed & EPOLLOUT) !== 0 && happened !== EPOLLIN
+    const rest = armed & ~(readable ? EPOLLIN : 0) & ~(writable ? EPOLLOUT : 0)
+    if (rest !== 0) this.#arm(rest)
+    if (readable) this.#events?.readable()
+    if (writable) this.#events?.writable()
+  }
+
+  #arm(events: number): void {
+    this.#armed |= events
+    this.#whileThere(() => this.#native.arm(this.#armed))
+  }
+
+  /** Undefined, and the network gone, where the interface was deleted. */
+  #whileThere<T>(act: () => T): T | undefined {
+    try {
+      return act()
+    } catch (error) {
+      if (!(error instanceof KvmError)) throw error
+      const events = this.#events
+      this.#events = undefined
+      events?.gone()
+      return undefined
+    }
+  }
+
+  #describe(chains: readonly Chain[], side: 'readable' | 'writable'): void {
+    if (this.#lengths.length <= chains.length) {
+      this.#counts = new Uint32Array(2 * chains.length)
+      this.#lengths = new Uint32Array(2 * chains.length)
+    }
+    let at = 0
+    for (let i = 0; i < chains.length; i++) {
+      const parts: readonly ChainBuffer[] = chains[i]![side]
+      this.#counts[i] = parts.length
+      if (at + 3 * parts.length > this.#runs.length) this.#grow(at + 3 * parts.length)
+      for (const { bytes } of parts) {
+        this.#runs[at++] = this.#viewOf(bytes.buffer)
+        this.#runs[at++] = bytes.byteOffset
+        this.#runs[at++] = bytes.length
+      }
+    }
+  }
+
+  #viewOf(buffer: ArrayBufferLike): number {
+    const known = this.#memory.indexOf(buffer)
+    if (known >= 0) return known
+    this.#memory.push(buffer)
+    // Memory that was closed has no bytes any more.
+    this.#native.useViews(
+      this.#memory.map(buffer => (buffer.byteLength > 0 ? new Uint8Array(buffer) : new Uint8Array(1))),
+    )
+    return this.#memory.length - 1
+  }
+
+  #grow(least: number): void {
+    const runs = new Float64Array(2 * least)
+    runs.set(this.#runs)
+    this.#runs = runs
+  }
+}
+
+const CAPABILITY = 'run with CAP_NET_ADMIN'
+
+function openTap({ ifname, bridge }: Pick<TapConfig, 'ifname' | 'bridge'>, field: string): NativeTap {
+  if (ifname !== null && bridge === null && !addon.hasInterface(ifname)) {
+    const remedy = `make it (ip tuntap add dev ${ifname} mode tap user $(id -un); ip link set ${ifname} up), or name a bridge to have it made`
+    throw new ConfigError(`${field}.ifname`, ifname, 'there is no such interface', remedy)
+  }
+  if (bridge !== null && !addon.hasInterface(bridge)) {
+    const remedy = `make it: ip link add ${bridge} type bridge; ip link set ${bridge} up`
+    throw new ConfigError(`${field}.bridge`, bridge, 'there is no such interface', remedy)
+  }
+  const native = openInterface(ifname, field)
+  try {
+    const name = native.name()
+    if (bridge !== null && bridgeOf(name) !== bridge) joinBridge(native, name, bridge, field)
+    if (!native.isUp()) bringUp(native, name, field)
+    return native
+  } catch (error) {
+    native.close()
+    throw error
+  }
+}
+
+function openInterface(ifname: string | null, field: string): NativeTap {
+  try {
+    return new addon.Tap(ifname ?? 'tap%d')
+  } catch (error) {
+    if (!(error instanceof KvmError)) throw error
+    const { ioctl, code } = error
+    const fail = (problem: string, remedy: string) =>
+      ifname === null
+        ? new ConfigError(`${field}.type`, 'tap', problem, remedy)
+        : new ConfigError(`${field}.ifname`, ifname, problem, remedy)
+    if (ioctl === 'open /dev/net/tun') {
+      if (code === 'EACCES' || code === 'EPERM')
+        throw fail('this user may not open /dev/net/tun', 'give access to it, or run as root')
+      throw fail(
+        `/dev/net/tun cannot be opened (${code})`,
+        'load the module tun (modprobe tun), or make the device: mknod /dev/net/tun c 10 200',
+      )
+    }
+    if (code === 'EPERM') {
+      const name = ifname ?? 'tap0'
+      throw fail(
+        ifname !== null && addon.hasInterface(ifname)
+          ? 'this tap belongs to another user'
+          : 'this user may not make a tap, which needs CAP_NET_ADMIN',
+        `${CAPABILITY}, or have root make one for this user: ip tuntap add dev ${name} mode tap user $(id -un)`,
+      )
+    }
+    if (code === 'EBUSY') throw fail('another program has this tap open', 'use another one, or end that program')
+    if (code === 'EINVAL')
+      throw fail('it is no tap of a single queue', 'give one made by: ip tuntap add dev ... mode tap')
+    throw fail(`it cannot be opened as a tap (${ioctl}: ${code})`, 'use another one')
+  }
+}
+
+function joinBridge(native: NativeTap, name: string, bridge: string, field: string): void {
+  try {
+    native.joinBridge(bridge)
+  } catch (error) {
+    if (!(error instanceof KvmError)) throw error
+    const fail = (problem: string, remedy: string) => new ConfigError(`${field}.bridge`, bridge, problem, remedy)
+    if (error.code === 'EPERM') {
+      const remedy = `${CAPABILITY}, or have root do it: ip tuntap add dev ${name} mode tap user $(id -un); ip link set ${name} master ${bridge} up`
+      throw fail('this user may not put a tap on a bridge, which needs CAP_NET_ADMIN', remedy)
+    }
+    if (error.code === 'EBUSY') {
+      const other = bridgeOf(name) ?? 'another bridge'
+      throw fail(`${name} is on ${other} already`, `take it off: ip link set ${name} nomaster`)
+    }
+    if (error.code === 'ENOTSUP' || error.code === 'EINVAL')
+      throw fail('it is no bridge', `make one: ip link add br0 type bridge`)
+    throw fail(`${name} cannot be put on it (${error.code})`, 'use another bridge')
+  }
+}
+
+function bringUp(native: NativeTap, name: string, field: string): void {
+  try {
+    native.up()
+  } catch (error) {
+    if (!(error instanceof KvmError)) throw error
+    const problem = `it is down, and this user may not bring it up (${error.code})`
+    throw new ConfigError(`${field}.ifname`, name, problem, `have root do it: ip link set ${name} up`)
+  }
+}
+
+/** The bridge that an interface is on, as far as sysfs is that of our network namespace. */
+function bridgeOf(name: string): string | undefined {
+  try {
+    return basename(readlinkSync(`/sys/class/net/${name}/master`))
+  } catch {
+    return undefined
+  }
+}
