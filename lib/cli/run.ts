@@ -6,9 +6,11 @@ import {
   type DiskOptions,
   Machine,
   type ModuleOptions,
+  type NetOptions,
   type VsockOptions,
 } from '../index.js'
 import { parseDisk } from './disk-option.js'
+import { parseNet } from './net-option.js'
 import {
   addSessionOptions,
   type ResetOptions,
@@ -30,6 +32,7 @@ interface RunOptions extends SessionOptions, ResetOptions {
   readonly cpus: number
   readonly memory: string
   readonly disk?: readonly DiskOptions[]
+  readonly net?: readonly NetOptions[]
   readonly console: ConsoleKind
   readonly rng: boolean
   readonly vsock?: VsockOptions
@@ -47,6 +50,7 @@ Examples:
   nested-kvm ctl vm1 console
   nested-kvm run --kernel bzImage --append 'console=ttyS0 root=/dev/vda' --disk root.img,snapshot --disk data.img
   nested-kvm run --disk debian.img,snapshot
+  nested-kvm run --kernel bzImage --initrd initrd.cpio --net tap,bridge=br0 --net user,tcp=2222:22
   nested-kvm run --kernel bzImage --initrd initrd.cpio --console virtio --vsock v.sock
   nested-kvm run --kernel xen.gz --append 'console=com1' --module 'vmlinuz console=hvc0' --module initrd.img
   nested-kvm run --kernel vmlinux --boot pvh`
@@ -73,6 +77,11 @@ export function runCommand(): Command {
       'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,overlay=FILE][,readonly][,direct]',
       addDisk,
     )
+    .option(
+      '--net <network>',
+      'a network card, eth0 and so on: tap[,ifname=tap0][,bridge=br0][,mac=MAC] or user[,tcp=2222:22][,udp=53][,mac=MAC]',
+      addNet,
+    )
     .addOption(
       new Option('--console <kind>', 'the console on this terminal: ttyS0, or the faster hvc0')
         .choices(['serial', 'virtio'])
@@ -98,6 +107,7 @@ export function runCommand(): Command {
         cpus,
         memory,
         disk,
+        net,
         console,
         rng,
         vsock,
@@ -114,10 +124,11 @@ export function runCommand(): Command {
             cpu,
             vcpus: cpus,
             memory,
-            ...(disk === undefined ? {} : { disks: disk }),
+            disks: disk,
+            nets: net,
             console,
             rng,
-            ...(vsock === undefined ? {} : { vsock }),
+            vsock,
             ...resetOptions(session),
           })
         process.exitCode = await runSession(make, session)
@@ -131,6 +142,10 @@ function joinWords(value: string, before: string | undefined): string {
 
 function addDisk(value: string, before: readonly DiskOptions[] = []): DiskOptions[] {
   return [...before, parseDisk(value)]
+}
+
+function addNet(value: string, before: readonly NetOptions[] = []): NetOptions[] {
+  return [...before, parseNet(value)]
 }
 
 function addModule(value: string, before: readonly ModuleOptions[] = []): ModuleOptions[] {

@@ -3,6 +3,7 @@ import { ConfigError } from '../errors.js'
 import { BOOT_KEYS, type BootConfig, type BootOptions, parseBootOptions } from './boot-options.js'
 import { type DiskConfig, type DiskOptions, parseDisks } from './disks.js'
 import { fileContent, text } from './fields.js'
+import { type NetConfig, type NetOptions, parseNets } from './nets.js'
 import { parseVsock, type VsockConfig, type VsockOptions } from './vsock.js'
 
 /** The console that a machine is talked to on: COM1 (ttyS0), or a virtio console (hvc0). */
@@ -20,6 +21,8 @@ export interface MachineOptions extends BootOptions {
   readonly memory?: number | string | undefined
   /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
   readonly disks?: readonly DiskOptions[] | undefined
+  /** Network cards, which the guest sees as eth0, eth1 and so on. Default: none. */
+  readonly nets?: readonly NetOptions[] | undefined
   /** What a guest's reset does: it boots again, in place; or, with false, the machine ends. Default: true. */
   readonly reboot?: boolean | undefined
   /** What a triple fault is: the machine's end, with a report, or a reset as any other. Default: `crash`. */
@@ -42,6 +45,7 @@ export interface MachineConfig extends BootConfig {
   /** Bytes. */
   readonly memory: number
   readonly disks: readonly DiskConfig[]
+  readonly nets: readonly NetConfig[]
   readonly reboot: boolean
   readonly onTripleFault: TripleFault
   readonly console: ConsoleKind
@@ -67,6 +71,7 @@ const KEYS = [
   'vcpus',
   'memory',
   'disks',
+  'nets',
   'console',
   'rng',
   'vsock',
@@ -99,6 +104,7 @@ export function parseMachineConfig(options: MachineOptions, limits: Partial<Host
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
     memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
     disks: parseDisks(options.disks),
+    nets: parseNets(options.nets),
     ...resetPolicy(options),
     console,
     rng: flag('rng', options.rng ?? true),

@@ -11,11 +11,10 @@ import {
   resetPolicy,
   vcpuCount,
 } from './machine-config.js'
+import { parseNets } from './nets.js'
 import { parseVsock } from './vsock.js'
 
-type Scalar = null | string | number | boolean
-type Fields = Readonly<Record<string, Scalar>>
-type Plain = Scalar | Fields | readonly Fields[] | readonly string[]
+type Plain = null | string | number | boolean | readonly Plain[] | { readonly [name: string]: Plain }
 /** What a snapshot keeps of a configuration: what was loaded is in the memory now, so a file only as its path. */
 export type SavedConfig = Readonly<Record<keyof MachineConfig, Plain>>
 
@@ -59,6 +58,7 @@ export function parseSavedConfig(saved: unknown, limits: HostLimits): MachineCon
     vcpus: vcpuCount(fields.vcpus, limits.vcpus),
     memory: memorySize(fields.memory, limits.memory),
     disks: parseSavedDisks(fields.disks),
+    nets: parseNets(fields.nets),
     console: consoleKind(fields.console),
     rng: flag('rng', fields.rng),
     vsock: parseVsock(fields.vsock),

@@ -84,6 +84,8 @@ USEFUL_MODULES.push(
   'loop',
   'tun',
   'vmw_vsock_virtio_transport',
+  'bridge',
+  'dummy',
   'vhost_net',
   'sr_mod',
   'ata_piix',

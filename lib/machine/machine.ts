@@ -175,9 +175,10 @@ export class Machine extends EventEmitter<MachineEvents> {
     config: MachineConfig,
     state: MachineState,
     build: (peripherals: readonly Peripheral[], events: PlatformEvents) => Parts,
+    host?: { readonly unplugged: boolean },
   ): Promise<Machine> {
     let machine: Machine | undefined
-    const peripherals = await openPeripherals(config, (name, error) => machine?.emit('warning', name, error))
+    const peripherals = await openPeripherals(config, (name, error) => machine?.emit('warning', name, error), host)
     try {
       machine = new Machine(config, state, events => build(peripherals, events))
       return machine
@@ -215,6 +216,7 @@ export class Machine extends EventEmitter<MachineEvents> {
       machine.#base = { directory: snapshot.directory, id: snapshot.id }
       return machine
     } catch (error) {
+      if (error instanceof ConfigError) throw error
       throw new SnapshotError(directory, (error as Error).message, 'it cannot be restored here', { cause: error })
     }
   }
@@ -370,7 +372,7 @@ export class Machine extends EventEmitter<MachineEvents> {
 
   /**
    * A second machine, which goes on from this moment as this one does: running if this one runs, else paused. Memory is shared
-   * until one of them writes to it. Its vsock has no Unix socket.
+   * until one of them writes to it. Its vsock has no Unix socket, and its network cards have no cable: it would have the same addresses.
    * @throws {KvmError} this kernel cannot give a part of the state; the machine is unharmed
    */
   fork(): Promise<Machine> {
@@ -380,14 +382,15 @@ export class Machine extends EventEmitter<MachineEvents> {
       const moment = takeMoment(parts)
       const images = parts.ram.freeze().map((image, i) => ({ guestAddress: parts.ram.regions[i]!.guestAddress, image }))
       using kvm = Kvm.open()
-      // The socket is this one's.
-      const config = this.config.vsock ? withVsockPath(this.config, null) : this.config
-      const twin = await Machine.#make(config, 'paused', (peripherals, events) => {
+      const build = (peripherals: readonly Peripheral[], events: PlatformEvents) => {
         thawDisks(peripherals, disks)
         return rebuildMachine(kvm, images, this.config, peripherals, events, fresh =>
           applyMoment(fresh, moment, { clock: 'realtime' }),
         )
-      }).finally(() => closeDisks(disks))
+      }
+      // The socket is this one's.
+      const config = this.config.vsock ? withVsockPath(this.config, null) : this.config
+      const twin = await Machine.#make(config, 'paused', build, { unplugged: true }).finally(() => closeDisks(disks))
       twin.#parts.ram.inherit(parts.ram)
       twin.#base = this.#base
       if (wasRunning) twin.#goOn()

@@ -2,14 +2,20 @@ import { randomFillSync } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import type { DiskConfig } from '../config/disks.js'
 import type { MachineConfig } from '../config/machine-config.js'
+import type { NetConfig } from '../config/nets.js'
 import type { VsockConfig } from '../config/vsock.js'
 import { BlockDevice } from '../devices/virtio/block.js'
 import { VirtioConsole } from '../devices/virtio/console.js'
 import type { VirtioDevice } from '../devices/virtio/device.js'
+import { VirtioNet } from '../devices/virtio/net.js'
+import { type NetBackend, NO_OFFLOADS } from '../devices/virtio/net-backend.js'
 import { VirtioRng } from '../devices/virtio/rng.js'
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js'
 import { ConfigError } from '../errors.js'
 import { openImageFile } from '../kvm/image-file.js'
+import { Passt } from '../net/passt.js'
+import { Tap } from '../net/tap.js'
+import { Unplugged } from '../net/unplugged.js'
 import type { BlockStorage } from '../storage/block-storage.js'
 import { Overlay } from '../storage/overlay.js'
 import { openKeptLayer } from '../storage/overlay-file.js'
@@ -34,14 +40,23 @@ export type DeviceFailure = (name: string, error: Error) => void
 
 /**
  * Makes a machine's virtio devices, with what they need of the host. On an error, nothing is left open.
+ * @param options.unplugged network cards have no cable: another machine has the same addresses
  * @throws {ConfigError} a part of the host cannot be had: names the field, its value and the remedy
  */
-export async function openPeripherals(config: MachineConfig, onFailure: DeviceFailure): Promise<Peripheral[]> {
+export async function openPeripherals(
+  config: MachineConfig,
+  onFailure: DeviceFailure,
+  { unplugged = false } = {},
+): Promise<Peripheral[]> {
   const peripherals: Peripheral[] = []
   try {
     for (const [index, disk] of config.disks.entries()) {
       const name = `disk${index}`
       peripherals.push(openDisk(name, `disks[${index}]`, disk, error => onFailure(name, error)))
+    }
+    for (const [index, net] of config.nets.entries()) {
+      const backend = unplugged ? unpluggedNet(net) : await openNet(net, `nets[${index}]`)
+      peripherals.push({ name: `net${index}`, device: new VirtioNet(backend, net.mac) })
     }
     if (config.rng) peripherals.push({ name: 'rng', device: new VirtioRng(bytes => void randomFillSync(bytes)) })
     if (config.console === 'virtio') peripherals.push(makeConsole())
@@ -100,6 +115,14 @@ async function openVsock({ cid, path }: VsockConfig): Promise<Peripheral> {
   const device = new VirtioVsock(cid, vsock)
   vsock.attach(device)
   return { name: 'vsock', device, vsock }
+}
+
+async function openNet(net: NetConfig, field: string): Promise<NetBackend> {
+  return net.type === 'tap' ? new Tap(net, field) : await Passt.open(net.forward, field)
+}
+
+function unpluggedNet({ type }: NetConfig): NetBackend {
+  return new Unplugged(type === 'tap' ? Tap.OFFLOADS : NO_OFFLOADS)
 }
 
 export async function closePeripherals(peripherals: readonly Peripheral[]): Promise<void> {

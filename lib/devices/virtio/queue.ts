@@ -91,11 +91,6 @@ export class Queue {
     return readChain(this.#memory, this.#descriptors, head, this.#features.indirect)
   }
 
-  /** Puts back the chain that was taken last: it is the next one again. */
-  unpop(): void {
-    this.#nextAvailable = (this.#nextAvailable - 1) & 0xffff
-  }
-
   /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8), of which it takes note. */
   push(chain: Chain, written: number): void {
     this.#fill(chain, written)
@@ -109,7 +104,7 @@ export class Queue {
   }
 
   /** Leaves the last `count` chains that were taken available, as if they had not been. */
-  unpop(count: number): void {
+  unpop(count = 1): void {
     this.#nextAvailable = (this.#nextAvailable - count) & 0xffff
   }
 

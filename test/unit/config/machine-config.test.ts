@@ -49,6 +49,7 @@ describe('parseMachineConfig', () => {
       console: 'serial',
       rng: true,
       vsock: null,
+      nets: [],
     })
   })
 
