@@ -16,6 +16,7 @@ import { BOOT, linuxMachine } from './linux.js'
 const run = promisify(execFile)
 const ip = (words: string) => execFileSync('ip', words.split(' '))
 const MODULES = ['virtio_mmio', 'virtio_net']
+const LONG = { timeout: 600_000 }
 const BRIDGE = 'nkbr0'
 const [HOST, GUEST] = ['10.199.7.1', '10.199.7.2']
 
@@ -56,7 +57,7 @@ async function serve(address: string, data: Buffer): Promise<{ port: number; rec
 
 const sha256 = (data: Uint8Array) => createHash('sha256').update(data).digest('hex')
 
-it('a guest on a bridge pings the host and streams TCP both ways, also where a snapshot goes on', BOOT, async () => {
+it('a guest on a bridge pings the host and streams TCP both ways, also where a snapshot goes on', LONG, async () => {
   ip(`link add ${BRIDGE} type bridge`)
   onTestFinished(() => void ip(`link del ${BRIDGE}`))
   ip(`addr add ${HOST}/24 dev ${BRIDGE}`)
