@@ -4,13 +4,17 @@
 //   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which
 //                                                is not part of "all"
 //
+// The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
+//
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { parseArgs } from 'node:util'
+import { bundleTests } from './bundle-tests.mjs'
 import { root } from './paths.mjs'
 
 const results = join(root, 'build/test-results')
@@ -30,40 +34,56 @@ const VMX_LABS = 2
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
-  unit: () => [{ name: 'unit', tests: ['test/unit/'] }],
-  kvm: () => [{ name: 'kvm', tests: ['test/kvm/'] }],
-  package: () => [{ name: 'package', tests: ['test/package/'] }],
-  lab: options => ['svm', 'vmx'].flatMap(vendor => labRuns(vendor, options)),
-  svm: options => labRuns('svm', options),
-  vmx: options => labRuns('vmx', options),
-  asan: () => [{ name: 'asan', tests: ['test/kvm/'], env: sanitizerEnvironment() }],
+  unit: options => [vitestRun('unit', options)],
+  kvm: options => [vitestRun('kvm', options)],
+  package: options => [vitestRun('package', options)],
+  lab: options => labRuns(['svm', 'vmx'], options),
+  svm: options => labRuns(['svm'], options),
+  vmx: options => labRuns(['vmx'], options),
+  asan: options => [{ ...vitestRun('kvm', options), name: 'asan', env: sanitizerEnvironment() }],
 }
 
-/** The runs of the lab's tests with one vendor's extension; options of vitest's may say which tests. */
-function labRuns(vendor, options) {
-  // One file after the other: in an emulated host they would only take turns on its processor.
-  // What takes a second elsewhere takes many there, while several share this machine.
-  const suffix = ['--no-file-parallelism', '--testTimeout=180000']
-  const run = { name: vendor, tests: ['test/lab/'], suffix }
+function vitestRun(name, options) {
+  const reporters = output => ['--reporter=default', '--reporter=json', `--outputFile.json=${output}`]
+  return { name, args: output => [vitest, 'run', `test/${name}/`, ...reporters(output), ...options] }
+}
+
+/** The runs of the lab's tests with vendors' extensions; options may say which tests. */
+async function labRuns(vendors, options) {
+  const { values, positionals } = parseArgs({
+    args: options,
+    allowPositionals: true,
+    options: { t: { type: 'string', short: 't' } },
+  })
+  const pattern = values.t === undefined ? [] : ['-t', values.t]
+  const { main, modules } = await bundleTests()
+  const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
+  const names = [...modules.keys()].filter(named)
   fetchGuests()
-  if (hostVendor() === vendor) return [run]
-  const prefix = [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath]
-  const inLab = { ...run, prefix, setUp: settingUp(vendor) }
-  if (vendor === 'svm' || options.length > 0) return [inLab]
-  return deal().map((tests, index) => ({ ...inLab, name: `vmx-${index + 1}`, tests }))
+  const own = hostVendor()
+  return vendors.flatMap(vendor => {
+    const inLab = own !== vendor
+    const deals = inLab && vendor === 'vmx' ? deal(names, VMX_LABS) : [names]
+    const prefix = inLab ? [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath] : []
+    return deals.map((names, index) => ({
+      name: deals.length > 1 ? `${vendor}-${index + 1}` : vendor,
+      inLab,
+      setUp: inLab ? settingUp(vendor) : undefined,
+      args: output => [...prefix, main, output, ...pattern, ...names.map(name => modules.get(name))],
+    }))
+  })
 }
 
-/** The lab's tests, the heaviest first, each to whoever has the least. */
-function deal() {
-  const weight = file => weights[file] ?? DEFAULT_WEIGHT
-  const files = readdirSync(join(root, 'test/lab')).filter(file => file.endsWith('.test.ts'))
-  const hands = Array.from({ length: VMX_LABS }, () => ({ tests: [], load: 0 }))
-  for (const file of files.sort((a, b) => weight(b) - weight(a))) {
+/** The lab's tests in at most so many hands, the heaviest first, each to whoever has the least. */
+function deal(names, most) {
+  const weight = name => weights[name] ?? DEFAULT_WEIGHT
+  const hands = Array.from({ length: most }, () => ({ names: [], load: 0 }))
+  for (const name of names.toSorted((a, b) => weight(b) - weight(a))) {
     const hand = hands.reduce((least, hand) => (hand.load < least.load ? hand : least))
-    hand.tests.push(`test/lab/${file}`)
-    hand.load += weight(file)
+    hand.names.push(name)
+    hand.load += weight(name)
   }
-  return hands.map(({ tests }) => tests)
+  return hands.map(({ names }) => names).filter(names => names.length > 0)
 }
 
 let setUps = Promise.resolve()
@@ -122,20 +142,18 @@ function count(report) {
 
 /** Runs what one part is made of, all of it at once; gives what became of it. */
 async function runPart(name, options) {
-  const runs = parts[name](options)
-  const totals = await Promise.all(runs.map(run => runTests(run, options, runs.length > 1)))
+  const runs = await parts[name](options)
+  const totals = await Promise.all(runs.map(run => runTests(run, runs.length > 1)))
   return sumOf(totals)
 }
 
-async function runTests({ name, tests, prefix = [], suffix = [], env = {}, setUp }, options, together) {
+async function runTests({ name, args, inLab = false, env = {}, setUp }, together) {
   const output = join(results, `${name}.json`)
   rmSync(output, { force: true })
-  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${output}`]
   await setUp?.()
-  say(`${name}${prefix.length > 0 ? ' (in the emulated host)' : ''}`)
+  say(`${name}${inLab ? ' (in the emulated host)' : ''}`)
   const started = Date.now()
-  const args = [...prefix, vitest, 'run', ...tests, ...reporters, ...suffix, ...options]
-  const end = await runNode(args, env, together ? `${name}: ` : undefined)
+  const end = await runNode(args(output), env, together ? `${name}: ` : undefined)
   const seconds = ((Date.now() - started) / 1000).toFixed(1)
 
   const total = existsSync(output)
