@@ -79,17 +79,30 @@ export async function unpackSource(name: string, suite: string, directory: strin
 
 /** Where this machine has its release from, that suite is, too (sources.list(5), DEB822-STYLE FORMAT). */
 async function sourceEntry(suite: string): Promise<string> {
-  const format = '$(REPO_URI) $(RELEASE) $(COMPONENT)'
-  const targets = await outputOf('apt-get', ['indextargets', '--format', format, 'Created-By: Packages'])
-  // Not of an addition to a release (-updates, -security), which has few packages.
-  const uri = /^(\S+) [^\s-]+ main$/m.exec(targets)?.[1]
-  if (uri === undefined) throw new Error('the apt sources name no release with a component main')
-  const lines = ['Types: deb-src', `URIs: ${uri}`, `Suites: ${suite}`, 'Components: main']
+  const lines = ['Types: deb-src', `URIs: ${await releaseMirror()}`, `Suites: ${suite}`, 'Components: main']
   const key = await access(DEBIAN_KEYS).then(
     () => [`Signed-By: ${DEBIAN_KEYS}`],
     () => [],
   )
   return `${[...lines, ...key].join('\n')}\n`
+}
+
+/** The mirror that this machine's apt has its release from. */
+export async function releaseMirror(): Promise<string> {
+  await needApt('apt')
+  const format = '$(REPO_URI) $(RELEASE) $(COMPONENT)'
+  const targets = await outputOf('apt-get', ['indextargets', '--format', format, 'Created-By: Packages'])
+  // Not of an addition to a release (-updates, -security), which has few packages.
+  const uri = /^(\S+) [^\s-]+ main$/m.exec(targets)?.[1]
+  if (uri !== undefined) return uri
+  throw new ConfigError('apt sources', '', 'name no release with a component main', 'add one, and run: apt-get update')
+}
+
+/** What the environment of a program that fetches packages past apt has to say of the proxy that apt is told to use. */
+export async function aptProxy(): Promise<string[]> {
+  const proxy = await outputOf('apt-config', ['shell', 'proxy', 'Acquire::http::Proxy'])
+  const value = /^proxy='(.+)'$/m.exec(proxy)?.[1]
+  return value === undefined ? [] : [`http_proxy=${value}`]
 }
 
 /** Installs a package on this machine, where we are root. Throws ConfigError otherwise, saying what to run. */

@@ -1,15 +1,18 @@
 import { existsSync } from 'node:fs'
 import { copyFile, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join, relative } from 'node:path'
+import { gunzipSync } from 'node:zlib'
 import { programFiles } from '../boot/program-files.js'
 import { ConfigError } from '../errors.js'
 import { installPackage, kernelPackages, type Progress, unpackPackage } from './apt.js'
 import { buildBochs, builtBochs } from './bochs-build.js'
 import { cached } from './cache.js'
 import { findProgram, outputOf } from './command.js'
+import { guestDiskRecipe, makeGuestDisk } from './guest-disk.js'
 import { APPLETS } from './guest-files.js'
 import { hasPvhEntry, unpackKernel } from './kernel-image.js'
 import { ModuleTree } from './modules.js'
+import { diskInitrd, makeRootDisk, rootDiskRecipe } from './root-disk.js'
 
 export { cacheDirectory } from './cache.js'
 
@@ -47,11 +50,34 @@ export interface Assets {
   readonly guestKernel: KernelAsset
   /** A statically linked busybox. */
   readonly busybox: { readonly program: string }
+  /** Debian on a disk, with QEMU, Xen's tools and fio. */
+  readonly rootDisk: RootDiskAsset
+  /** A disk that holds the image of an L2. */
+  readonly guestDisk: GuestDiskAsset
+  /** Xen, unpacked: an ELF file with a PVH note and a Multiboot header. Its dom0 runs `labKernel` from `rootDisk`. */
+  readonly xen: { readonly hypervisor: string }
+}
+
+/** The root disk of an L1. It is taken for damaged, and made again, once it was written to: give it `snapshot: true`. */
+export interface RootDiskAsset {
+  /** The raw image of an ext4 file system. */
+  readonly image: string
+  /** The initramfs with which a kernel has /dev/vda as its root. Init runs what the kernel's command line says as `run="..."`. */
+  readonly initrd: { readonly guestKernel: string; readonly labKernel: string }
+}
+
+/**
+ * A raw ext4 image, to be mounted: `l2.img` is a disk that a PC's BIOS boots, and `vmlinuz` and `initrd` the same for a hypervisor that boots
+ * kernels.
+ */
+export interface GuestDiskAsset {
+  readonly image: string
 }
 
 export type AssetKind = keyof Assets
 
 const QEMU = 'qemu-system-x86_64'
+const XEN = 'xen-hypervisor-4.17-amd64'
 const LEAST_QEMU = [7, 2] as const
 
 /** Of the packages bochsbios and vgabios, or of the SeaBIOS that may be there in their place. */
@@ -76,6 +102,17 @@ const NEEDED_MODULES = {
   labKernel: ['kvm_amd', 'kvm_intel', '9p', '9pnet_virtio', 'virtio_pci', 'virtio_console', '9pnet_fd', 'e1000'],
   guestKernel: ['kvm_amd', 'kvm_intel'],
 } as const
+/** Of a kernel that is Xen's dom0, with its root on a disk. */
+const DOM0_MODULES = [
+  'crc32c_generic',
+  'xen_evtchn',
+  'xen_gntdev',
+  'xen_gntalloc',
+  'xen_privcmd',
+  'xenfs',
+  'xen_blkback',
+  'xen_netback',
+]
 const USEFUL_MODULES = ['virtio_pci', 'virtio_mmio', 'virtio_console', 'virtio_blk', 'virtio_net', 'virtio_rng']
 USEFUL_MODULES.push(
   'overlay',
@@ -118,6 +155,51 @@ const ensure: { [K in AssetKind]: (progress: Progress) => Promise<Assets[K]> } =
   busybox: ensureBusybox,
   labKernel: progress => ensureKernel('labKernel', progress),
   guestKernel: progress => ensureKernel('guestKernel', progress),
+  rootDisk: ensureRootDisk,
+  guestDisk: ensureGuestDisk,
+  xen: ensureXen,
+}
+
+async function ensureRootDisk(progress: Progress): Promise<RootDiskAsset> {
+  const { guestKernel, labKernel, busybox } = await ensureAssets(['guestKernel', 'labKernel', 'busybox'], {
+    onProgress: progress,
+  })
+  const kernels = { guestKernel, labKernel }
+  const { directory } = await cached('root-disk', rootDiskRecipe(Object.values(kernels)), async work => {
+    await makeRootDisk(join(work, 'root.img'), Object.values(kernels), progress)
+    for (const [name, kernel] of Object.entries(kernels)) {
+      await writeFile(join(work, `${name}.cpio`), await diskInitrd(kernel, busybox.program))
+    }
+    return {}
+  })
+  const [image, forGuest, forLab] = ['root.img', 'guestKernel.cpio', 'labKernel.cpio'].map(name =>
+    join(directory, name),
+  )
+  return { image: image!, initrd: { guestKernel: forGuest!, labKernel: forLab! } }
+}
+
+async function ensureGuestDisk(progress: Progress): Promise<GuestDiskAsset> {
+  const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'], { onProgress: progress })
+  const { directory } = await cached('guest-disk', guestDiskRecipe(guestKernel), async work => {
+    await makeGuestDisk(join(work, 'guest.img'), guestKernel, busybox.program, progress)
+    return {}
+  })
+  return { image: join(directory, 'guest.img') }
+}
+
+async function ensureXen(progress: Progress): Promise<Assets['xen']> {
+  const { directory } = await cached('xen', JSON.stringify([1, XEN]), async work => {
+    const tree = join(work, 'tree')
+    await unpackPackage([XEN], tree, progress)
+    const packed = (await readdir(join(tree, 'boot'))).find(name => /^xen-.*\.gz$/.test(name))
+    if (packed === undefined) {
+      throw new ConfigError('package', XEN, 'holds no hypervisor', `install another version of ${XEN}`)
+    }
+    await writeFile(join(work, 'xen'), gunzipSync(await readFile(join(tree, 'boot', packed))))
+    await rm(tree, { recursive: true })
+    return {}
+  })
+  return { hypervisor: join(directory, 'xen') }
 }
 
 async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
@@ -236,7 +318,7 @@ async function isUsableBusybox(program: string): Promise<boolean> {
 
 async function ensureKernel(kind: keyof typeof KERNELS, progress: Progress): Promise<KernelAsset> {
   const { meta, entry } = KERNELS[kind]
-  const recipe = JSON.stringify([1, NEEDED_MODULES[kind], USEFUL_MODULES])
+  const recipe = JSON.stringify([1, NEEDED_MODULES[kind], usefulModules(kind)])
   const { directory, facts } = await cached(entry, recipe, async work => {
     const tree = join(work, 'tree')
     let from = { root: '/', release: await installedRelease(kind) }
@@ -259,6 +341,11 @@ async function ensureKernel(kind: keyof typeof KERNELS, progress: Progress): Pro
   }
 }
 
+/** What is kept where the kernel has it. */
+function usefulModules(kind: keyof typeof KERNELS): string[] {
+  return kind === 'labKernel' ? [...USEFUL_MODULES, ...DOM0_MODULES] : USEFUL_MODULES
+}
+
 /** Takes over from an unpacked package (or this machine) the few files of its hundreds of megabytes that are used. */
 async function keepKernel(kind: keyof typeof KERNELS, root: string, release: string, work: string): Promise<string> {
   const bzImage = await readFile(join(root, 'boot', `vmlinuz-${release}`))
@@ -268,7 +355,7 @@ async function keepKernel(kind: keyof typeof KERNELS, root: string, release: str
   await mkdir(target, { recursive: true })
   await copyFile(join(source, 'modules.builtin'), join(target, 'modules.builtin'))
   const modules = await ModuleTree.open(source)
-  const useful = USEFUL_MODULES.filter(name => modules.has(name))
+  const useful = usefulModules(kind).filter(name => modules.has(name))
   for (const { name } of await modules.load(...NEEDED_MODULES[kind], ...useful)) {
     const file = modules.path(name)!
     const kept = join(target, relative(source, file))
