@@ -5,6 +5,10 @@ const remedies: Record<string, string> = {
   'open /dev/kvm:ENOENT': 'this host has no KVM: load kvm_intel or kvm_amd, or use the lab (nested-kvm lab)',
   'open /dev/kvm:EACCES': 'add this user to the group that owns /dev/kvm (usually kvm), or run as root',
   'open /dev/kvm:ENODEV': 'KVM is built in but the CPU or firmware does not offer virtualization',
+  'fsopen of a tmpfs with huge pages:EPERM':
+    'huge pages need CAP_SYS_ADMIN: run as root, or leave them to the host (auto)',
+  'fsopen of a tmpfs with huge pages:EINVAL':
+    'this kernel has no transparent huge pages: leave them to the host (auto)',
   'KVM_CREATE_VM:ENOMEM': 'the host is out of memory for VMs',
   'KVM_CREATE_VCPU:EEXIST': 'a vCPU with this id exists already, or an irqchip must be created before any vCPU',
   'KVM_CREATE_VCPU:EINVAL': 'the vCPU id is beyond KVM_CAP_MAX_VCPU_ID, or there are too many vCPUs',

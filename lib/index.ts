@@ -5,7 +5,7 @@ export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/init
 export { programFiles } from './boot/program-files.js'
 export { BOOT_WAYS, type BootOptions, type BootWay, type ModuleOptions } from './config/boot-options.js'
 export type { DiskConfig, DiskOptions } from './config/disks.js'
-export type { ConsoleKind, MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
+export type { ConsoleKind, HugePages, MachineConfig, MachineOptions, TripleFault } from './config/machine-config.js'
 export type { NetConfig, NetOptions, PortForward, TapOptions, UserNetOptions } from './config/nets.js'
 export type { VsockConfig, VsockOptions } from './config/vsock.js'
 export type { PanicEvent } from './devices/pvpanic.js'

@@ -4,6 +4,7 @@ import {
   type BootWay,
   type ConsoleKind,
   type DiskOptions,
+  type HugePages,
   Machine,
   type ModuleOptions,
   type NetOptions,
@@ -31,6 +32,7 @@ interface RunOptions extends SessionOptions, ResetOptions {
   readonly cpu: string
   readonly cpus: number
   readonly memory: string
+  readonly hugePages: HugePages
   readonly disk?: readonly DiskOptions[]
   readonly net?: readonly NetOptions[]
   readonly console: ConsoleKind
@@ -72,6 +74,14 @@ export function runCommand(): Command {
     .option('--cpu <model>', 'CPU model, flags added or withheld: host, host,-vmx, host,-svm', 'host')
     .option('--cpus <number>', 'how many', parseCount, 1)
     .option('--memory <size>', 'how much: 512M, 2G', '512M')
+    .addOption(
+      new Option(
+        '--huge-pages <when>',
+        'huge pages for it: where the host gives them to programs, in any case, or never',
+      )
+        .choices(['auto', 'always', 'never'])
+        .default('auto'),
+    )
     .option(
       '--disk <image>',
       'a raw disk image or block device, /dev/vda and so on: IMAGE[,snapshot][,overlay=FILE][,readonly][,direct]',
@@ -106,6 +116,7 @@ export function runCommand(): Command {
         cpu,
         cpus,
         memory,
+        hugePages,
         disk,
         net,
         console,
@@ -124,6 +135,7 @@ export function runCommand(): Command {
             cpu,
             vcpus: cpus,
             memory,
+            hugePages,
             disks: disk,
             nets: net,
             console,

@@ -6,6 +6,9 @@ import { fileContent, text } from './fields.js'
 import { type NetConfig, type NetOptions, parseNets } from './nets.js'
 import { parseVsock, type VsockConfig, type VsockOptions } from './vsock.js'
 
+/** Whether a machine's memory has huge pages. */
+export type HugePages = (typeof HUGE_PAGES)[number]
+
 /** The console that a machine is talked to on: COM1 (ttyS0), or a virtio console (hvc0). */
 export type ConsoleKind = (typeof CONSOLES)[number]
 
@@ -19,6 +22,11 @@ export interface MachineOptions extends BootOptions {
   readonly vcpus?: number | undefined
   /** Bytes, or a size as `512M` or `8G` (powers of 1024). Default: `512M`. */
   readonly memory?: number | string | undefined
+  /**
+   * Huge pages for the memory: where the host gives them to programs, in any case (that needs CAP_SYS_ADMIN), or never. Those of a
+   * restored or forked machine are small. Default: `auto`.
+   */
+  readonly hugePages?: HugePages | undefined
   /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
   readonly disks?: readonly DiskOptions[] | undefined
   /** Network cards, which the guest sees as eth0, eth1 and so on. Default: none. */
@@ -44,6 +52,7 @@ export interface MachineConfig extends BootConfig {
   readonly vcpus: number
   /** Bytes. */
   readonly memory: number
+  readonly hugePages: HugePages
   readonly disks: readonly DiskConfig[]
   readonly nets: readonly NetConfig[]
   readonly reboot: boolean
@@ -61,6 +70,7 @@ export interface HostLimits {
   readonly vcpus: number
 }
 
+const HUGE_PAGES = ['auto', 'always', 'never'] as const
 const CONSOLES = ['serial', 'virtio'] as const
 const CMDLINES = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' } as const
 const DEFAULTS = { cpu: 'host', vcpus: 1, memory: '512M' } as const
@@ -70,6 +80,7 @@ const KEYS = [
   'cpu',
   'vcpus',
   'memory',
+  'hugePages',
   'disks',
   'nets',
   'console',
@@ -103,6 +114,7 @@ export function parseMachineConfig(options: MachineOptions, limits: Partial<Host
     cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
     memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
+    hugePages: hugePages(options.hugePages),
     disks: parseDisks(options.disks),
     nets: parseNets(options.nets),
     ...resetPolicy(options),
@@ -172,6 +184,12 @@ export function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): numbe
   }
   if (value > most) throw new ConfigError('vcpus', value, `KVM on this host allows ${most}`, `give at most ${most}`)
   return value
+}
+
+export function hugePages(value: unknown = 'auto'): HugePages {
+  const choice = HUGE_PAGES.find(choice => choice === value)
+  if (choice) return choice
+  throw new ConfigError('hugePages', value, 'there is no such choice', `give one of ${HUGE_PAGES.join(', ')}`)
 }
 
 export function consoleKind(value: unknown = 'serial'): ConsoleKind {

@@ -198,10 +198,10 @@ interface Addon {
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory
-  /** New memory of a size, of huge pages if asked for and possible; or an existing file by its path, read-only. */
+  /** New memory of a size, of huge pages: 0 no, 1 where they can be had, 2 in any case; or an existing file by its path, read-only. */
   MemoryFile: new (
     sizeOrPath: number | string,
-    huge?: boolean,
+    huge?: 0 | 1 | 2,
   ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
   ImageFile: new (path: string, writable: boolean) => NativeImageFile

@@ -20,7 +20,14 @@ export interface GuestRegionOptions {
    * own (memfd), all zero, of which `freeze()` need not make a copy; or an image, whose pages are copied when they are written.
    */
   backing?: 'anonymous' | 'memfd' | RegionImage
+  /**
+   * Of memory with a file of its own: huge pages where the host gives them to programs (`auto`, the default), in any case, or
+   * never. They need CAP_SYS_ADMIN.
+   */
+  hugePages?: HugePages
 }
+
+export type HugePages = 'auto' | 'always' | 'never'
 
 /** Whether this host gives programs huge pages: all of them, or those that ask, as a VMM does. */
 function usesHugePages(): boolean {
@@ -38,6 +45,7 @@ export class GuestRegion {
   readonly size: number
   readonly #vm: NativeVm
   readonly #memory: NativeMemory
+  readonly #huge: 0 | 1 | 2
   readonly #removed: (region: GuestRegion) => void
   #flags: number
   #chunks: readonly Uint8Array[] | undefined
@@ -57,8 +65,9 @@ export class GuestRegion {
     this.#vm = vm
     this.#removed = removed
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
-    const { backing = 'anonymous' } = options
-    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, usesHugePages())
+    const { backing = 'anonymous', hugePages = 'auto' } = options
+    this.#huge = hugePages === 'always' ? 2 : hugePages === 'auto' && usesHugePages() ? 1 : 0
+    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, this.#huge)
     this.#memory = new addon.Memory(options.size, this.#file)
     try {
       if (typeof backing === 'object') this.#become(backing)
@@ -138,7 +147,7 @@ export class GuestRegion {
    * they are. No vCPU runs meanwhile.
    */
   clear(): void {
-    const file = new addon.MemoryFile(this.size, usesHugePages())
+    const file = new addon.MemoryFile(this.size, this.#huge)
     this.#memory.share(file)
     this.#file?.close()
     this.#file = file

@@ -44,7 +44,11 @@ export function buildMachine(
   const cpuid = machineCpuid(kvm.supportedCpuid(), parseCpuSpec(config.cpu), {
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
-  const ranges = machineRanges(config).map(range => ({ ...range, backing: 'memfd' as const }))
+  const ranges = machineRanges(config).map(range => ({
+    ...range,
+    backing: 'memfd' as const,
+    hugePages: config.hugePages,
+  }))
   return wire(kvm, ranges, config, peripherals, events, parts => {
     const { vcpus, msrIndices } = parts
     const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())

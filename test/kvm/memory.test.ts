@@ -1,5 +1,7 @@
+import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { cap } from '../../lib/kvm/capabilities.js'
+import { Kvm } from '../../lib/kvm/kvm.js'
 import { KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE } from '../../lib/kvm/structs.js'
 import { loadGuest, ORIGIN, openGuest, runTo } from './guest.js'
 
@@ -202,4 +204,23 @@ describe('memory regions', () => {
     region.chunks[2]![2 ** 30 - 1] = 7
     expect(region.chunks[2]![2 ** 30 - 1]).toBe(7)
   })
+})
+
+it('memory is of huge pages where they are asked for, and of small ones where they are not', () => {
+  using kvm = Kvm.open()
+  using vm = kvm.createVm()
+  const MIB = 1 << 20
+  /** Kilobytes of a region that a page's first byte makes resident, rounded to what the kernel gave. */
+  const touched = (hugePages: 'always' | 'never') => {
+    const guestAddress = hugePages === 'always' ? 0 : 64 * MIB
+    const region = vm.addMemory({ guestAddress, size: 16 * MIB, backing: 'memfd', hugePages })
+    const shmem = () => Number(/^RssShmem:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))![1])
+    const before = shmem()
+    region.bytes[4 * MIB] = 1
+    return shmem() - before
+  }
+  // As root; without it, the demand is refused.
+  if (process.getuid!() === 0) expect(touched('always')).toBe(2048)
+  else expect(() => touched('always')).toThrow(/huge pages need CAP_SYS_ADMIN/)
+  expect(touched('never')).toBeLessThan(2048)
 })

@@ -42,6 +42,7 @@ describe('parseMachineConfig', () => {
       cpu: 'host',
       vcpus: 1,
       memory: 512 * 2 ** 20,
+      hugePages: 'auto',
       disks: [],
       lost: [],
       reboot: true,
@@ -62,6 +63,7 @@ describe('parseMachineConfig', () => {
       path: 'v.sock',
     })
     for (const [field, options] of [
+      ['hugePages', { hugePages: true }],
       ['console', { console: 'hvc0' }],
       ['rng', { rng: 'yes' }],
       ['vsock', { vsock: 'v.sock' }],
