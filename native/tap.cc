@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/if.h>
+#include <linux/if_arp.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <sys/epoll.h>
@@ -59,7 +60,8 @@ Napi::Function Tap::Define(Napi::Env env) {
   return DefineClass(
       env, "Tap",
       {InstanceMethod<&Tap::Name>("name"), InstanceMethod<&Tap::SetOffload>("setOffload"), InstanceMethod<&Tap::IsUp>("isUp"),
-       InstanceMethod<&Tap::Up>("up"), InstanceMethod<&Tap::JoinBridge>("joinBridge"),
+       InstanceMethod<&Tap::Up>("up"), InstanceMethod<&Tap::SetAddress>("setAddress"),
+       InstanceMethod<&Tap::JoinBridge>("joinBridge"),
        InstanceMethod<&Tap::UseViews>("useViews"), InstanceMethod<&Tap::Read>("read"), InstanceMethod<&Tap::Drop>("drop"),
        InstanceMethod<&Tap::Write>("write"), InstanceMethod<&Tap::Watch>("watch"), InstanceMethod<&Tap::Arm>("arm"),
        InstanceMethod<&Tap::Close>("close")});
@@ -127,6 +129,21 @@ Napi::Value Tap::Up(const Napi::CallbackInfo& info) {
   if (int error = InterfaceIoctl(SIOCGIFFLAGS, &ifr); error != 0) return ThrowKvmError(env, "SIOCGIFFLAGS", error);
   ifr.ifr_flags |= IFF_UP;
   if (int error = InterfaceIoctl(SIOCSIFFLAGS, &ifr); error != 0) return ThrowKvmError(env, "SIOCSIFFLAGS", error);
+  return env.Undefined();
+}
+
+// setAddress(bytes): the hardware address of the host's end.
+Napi::Value Tap::SetAddress(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "SIOCSIFHWADDR";
+  Napi::Env env = info.Env();
+  auto bytes = BytesOf(info[0], kName);
+  if (bytes.data() == nullptr) return env.Undefined();
+  if (bytes.size() != 6) return ThrowRange(env, kName, "takes 6 bytes");
+  ifreq ifr{};
+  SetName(&ifr, name_);
+  ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+  std::memcpy(ifr.ifr_hwaddr.sa_data, bytes.data(), bytes.size());
+  if (int error = InterfaceIoctl(SIOCSIFHWADDR, &ifr); error != 0) return ThrowKvmError(env, kName, error);
   return env.Undefined();
 }
 

@@ -40,6 +40,7 @@ class Tap : public Napi::ObjectWrap<Tap>, public Watched {
   Napi::Value SetOffload(const Napi::CallbackInfo& info);
   Napi::Value IsUp(const Napi::CallbackInfo& info);
   Napi::Value Up(const Napi::CallbackInfo& info);
+  Napi::Value SetAddress(const Napi::CallbackInfo& info);
   Napi::Value JoinBridge(const Napi::CallbackInfo& info);
   Napi::Value UseViews(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);

@@ -172,6 +172,8 @@ export interface NativeTap {
   setOffload(flags: number): void
   isUp(): boolean
   up(): void
+  /** SIOCSIFHWADDR: the hardware address of the host's end, 6 bytes. */
+  setAddress(bytes: Uint8Array): void
   joinBridge(name: string): void
   /** The views that the runs of `read` and `write` are in from now on. */
   useViews(views: readonly Uint8Array[]): void

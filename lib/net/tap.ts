@@ -40,7 +40,7 @@ export class Tap implements NetBackend {
    * @param field names it in errors, as in `nets[0]`
    * @throws {ConfigError} it cannot be had: says what is missing, and how to give it
    */
-  constructor(options: Pick<TapConfig, 'ifname' | 'bridge'>, field: string) {
+  constructor(options: Pick<TapConfig, 'ifname' | 'bridge' | 'mac'>, field: string) {
     this.#native = openTap(options, field)
     this.ifname = this.#native.name()
   }
@@ -159,7 +159,7 @@ export class Tap implements NetBackend {
 
 const CAPABILITY = 'run with CAP_NET_ADMIN'
 
-function openTap({ ifname, bridge }: Pick<TapConfig, 'ifname' | 'bridge'>, field: string): NativeTap {
+function openTap({ ifname, bridge, mac }: Pick<TapConfig, 'ifname' | 'bridge' | 'mac'>, field: string): NativeTap {
   if (ifname !== null && bridge === null && !addon.hasInterface(ifname)) {
     const remedy = `make it (ip tuntap add dev ${ifname} mode tap user $(id -un); ip link set ${ifname} up), or name a bridge to have it made`
     throw new ConfigError(`${field}.ifname`, ifname, 'there is no such interface', remedy)
@@ -171,7 +171,7 @@ function openTap({ ifname, bridge }: Pick<TapConfig, 'ifname' | 'bridge'>, field
   const native = openInterface(ifname, field)
   try {
     const name = native.name()
-    if (bridge !== null && bridgeOf(name) !== bridge) joinBridge(native, name, bridge, field)
+    if (bridge !== null && bridgeOf(name) !== bridge) joinBridge(native, { name, bridge, mac, field })
     if (!native.isUp()) bringUp(native, name, field)
     return native
   } catch (error) {
@@ -214,8 +214,18 @@ function openInterface(ifname: string | null, field: string): NativeTap {
   }
 }
 
-function joinBridge(native: NativeTap, name: string, bridge: string, field: string): void {
+interface Port {
+  readonly name: string
+  readonly bridge: string
+  readonly mac: string
+  readonly field: string
+}
+
+function joinBridge(native: NativeTap, { name, bridge, mac, field }: Port): void {
   try {
+    // A bridge has the lowest address of its ports: it must neither be a new one each time, which those behind it would have to find out,
+    // nor ever be ours where there is a real card (libvirt does the same).
+    native.setAddress(Uint8Array.from(mac.split(':'), (byte, i) => (i === 0 ? 0xfe : Number.parseInt(byte, 16))))
     native.joinBridge(bridge)
   } catch (error) {
     if (!(error instanceof KvmError)) throw error

@@ -17,6 +17,8 @@ beforeAll(() => {
 describe('two taps on a bridge', () => {
   it('are made, by the names they were to have, and put on it', () => {
     expect(results.names).toEqual(['tap0', 'mytap', '../br0', '../br0'])
+    // The same each time, and higher than that of any real card, so that it does not become the bridge's.
+    expect(results.addresses).toEqual(['fe:54:00:00:00:01', 'fe:54:00:00:00:01'])
   })
 
   it('carry a frame from many pieces of memory into many others', () => {
