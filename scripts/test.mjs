@@ -1,11 +1,12 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which
-//                                                is not part of "all"
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or towers, asan,
+//                                                which are not part of "all"
 //
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
+// towers runs what needs disks that are made first (as root, by debootstrap) and minutes for each test: other hypervisors in L1.
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
@@ -30,6 +31,11 @@ const labTimeout = '1500'
  */
 const weights = { 'tower.test.ts': 150, 'examples.test.ts': 90, 'save-restore.test.ts': 50, 'l1.test.ts': 25 }
 const DEFAULT_WEIGHT = 15
+/** What does not depend on the extension is tried with the quicker one. */
+const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts'])
+const TOWERS = new Set(['disks.test.ts', 'xen.test.ts'])
+/** Memory of the host in which an L1 has the 8 GiB that people give it. */
+const TOWERS_MEMORY = '9G'
 const VMX_LABS = 2
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
@@ -40,6 +46,7 @@ const parts = {
   lab: options => labRuns(['svm', 'vmx'], options),
   svm: options => labRuns(['svm'], options),
   vmx: options => labRuns(['vmx'], options),
+  towers: options => labRuns(['svm'], options, true),
   asan: options => [{ ...vitestRun('kvm', options), name: 'asan', env: sanitizerEnvironment() }],
 }
 
@@ -49,7 +56,7 @@ function vitestRun(name, options) {
 }
 
 /** The runs of the lab's tests with vendors' extensions; options may say which tests. */
-async function labRuns(vendors, options) {
+async function labRuns(vendors, options, towers = false) {
   const { values, positionals } = parseArgs({
     args: options,
     allowPositionals: true,
@@ -58,13 +65,18 @@ async function labRuns(vendors, options) {
   const pattern = values.t === undefined ? [] : ['-t', values.t]
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
-  const names = [...modules.keys()].filter(named)
-  fetchGuests()
+  const chosen = [...modules.keys()].filter(name => named(name) && TOWERS.has(name) === towers)
+  fetchGuests(towers ? ['guestKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'])
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
+    const names = chosen.filter(name => vendor === 'svm' || !SVM_ONLY.has(name))
+    if (names.length === 0) return []
+    const memory = towers ? ['--memory', TOWERS_MEMORY] : []
     const deals = inLab && vendor === 'vmx' ? deal(names, VMX_LABS) : [names]
-    const prefix = inLab ? [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, '--', process.execPath] : []
+    const prefix = inLab
+      ? [cli, 'lab', '--vendor', vendor, ...memory, '--timeout', labTimeout, '--', process.execPath]
+      : []
     return deals.map((names, index) => ({
       name: deals.length > 1 ? `${vendor}-${index + 1}` : vendor,
       inLab,
@@ -107,9 +119,9 @@ function hostVendor() {
 }
 
 /** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
-function fetchGuests() {
+function fetchGuests(kinds) {
   const fetch = `import { ensureAssets } from ${JSON.stringify(join(root, 'dist/index.js'))}
-    await ensureAssets(['guestKernel', 'busybox'], { onProgress: message => console.error('test: ' + message) })`
+    await ensureAssets(${JSON.stringify(kinds)}, { onProgress: message => console.error('test: ' + message) })`
   spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
 }
 

@@ -1,44 +1,17 @@
-import { execFile, execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
-import { beforeAll, expect, it, onTestFinished } from 'vitest'
+import { expect, it, onTestFinished } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
-import { ModuleTree } from '../../lib/lab/modules.js'
 import { Machine } from '../../lib/machine/machine.js'
+import { BRIDGE, GUEST, HOST, ip, makeBridge } from './bridge.js'
 import { BOOT, linuxMachine } from './linux.js'
 
-const run = promisify(execFile)
-const ip = (words: string) => execFileSync('ip', words.split(' '))
 const MODULES = ['virtio_mmio', 'virtio_net']
 const LONG = { timeout: 600_000 }
-const BRIDGE = 'nkbr0'
-const [HOST, GUEST] = ['10.199.7.1', '10.199.7.2']
-
-let directory: string
-
-beforeAll(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'nested-kvm-net-'))
-  const missing = ['tun', 'bridge', 'dummy'].filter(name => !existsSync(`/sys/module/${name}`))
-  if (missing.length > 0) await loadModules(missing)
-  return () => rm(directory, { recursive: true })
-})
-
-/** In the emulated host nothing loads modules by itself. */
-async function loadModules(names: string[]): Promise<void> {
-  const { labKernel, busybox } = await ensureAssets(['labKernel', 'busybox'])
-  for (const { name, data } of await (await ModuleTree.open(labKernel.modulesDir)).load(...names)) {
-    const file = join(directory, `${name}.ko`)
-    await writeFile(file, data)
-    // What is there already fails.
-    await run(busybox.program, ['insmod', file]).catch(() => {})
-  }
-}
 
 /** What is sent to whoever connects, and what came from them. */
 async function serve(address: string, data: Buffer): Promise<{ port: number; received: Promise<Buffer> }> {
@@ -58,10 +31,9 @@ async function serve(address: string, data: Buffer): Promise<{ port: number; rec
 const sha256 = (data: Uint8Array) => createHash('sha256').update(data).digest('hex')
 
 it('a guest on a bridge pings the host and streams TCP both ways, also where a snapshot goes on', LONG, async () => {
-  ip(`link add ${BRIDGE} type bridge`)
-  onTestFinished(() => void ip(`link del ${BRIDGE}`))
-  ip(`addr add ${HOST}/24 dev ${BRIDGE}`)
-  ip(`link set ${BRIDGE} up`)
+  const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-net-'))
+  onTestFinished(() => rm(directory, { recursive: true }))
+  await makeBridge()
   const data = randomBytes(2 << 20)
   const { busybox } = await ensureAssets(['busybox'])
   const { port, received } = await serve(HOST, data)
