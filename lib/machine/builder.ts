@@ -1,5 +1,6 @@
 import { parseCpuSpec } from '../arch/x86_64/cpu-spec.js'
 import { machineCpuid } from '../arch/x86_64/cpuid.js'
+import { gsiRouting } from '../arch/x86_64/gsi-routing.js'
 import * as layout from '../arch/x86_64/layout.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
@@ -27,7 +28,14 @@ export interface Parts extends Platform {
   readonly msrIndices: readonly number[]
 }
 
-const NEEDED: readonly CapabilityName[] = ['IRQCHIP', 'PIT2', 'USER_MEMORY', 'IMMEDIATE_EXIT', 'MP_STATE']
+const NEEDED: readonly CapabilityName[] = [
+  'IRQCHIP',
+  'IRQ_ROUTING',
+  'PIT2',
+  'USER_MEMORY',
+  'IMMEDIATE_EXIT',
+  'MP_STATE',
+]
 
 /**
  * Builds a machine from its configuration and loads its kernel. On an error, nothing is left open.
@@ -140,6 +148,7 @@ export function createVm(kvm: Kvm): Vm {
     vm.setTssAddress(layout.TSS_ADDRESS)
     vm.setIdentityMapAddress(layout.IDENTITY_MAP_ADDRESS)
     vm.createIrqchip()
+    vm.setGsiRouting(gsiRouting())
     vm.createPit2({ speakerDummy: true })
     // Pending and injected exceptions told apart, and a pending triple fault: without them a vCPU's events are not
     // whole, least of all L2's (KVM API 7.14, 7.31).

@@ -6,6 +6,7 @@ import type { StatefulDevice } from '../devices/device.js'
 import type { FwCfg } from '../devices/fw-cfg.js'
 import { I8042 } from '../devices/i8042.js'
 import { type PanicEvent, PvPanic } from '../devices/pvpanic.js'
+import { ResetControl } from '../devices/reset-control.js'
 import { Rtc } from '../devices/rtc.js'
 import { Uart16550 } from '../devices/uart16550.js'
 import type { Vm } from '../kvm/vm.js'
@@ -59,6 +60,7 @@ export function createPlatform({ vm, memory, peripherals, fwCfg }: PlatformParts
   ports.add(layout.COM1_PORT, layout.COM1_PORT_COUNT, uart)
   ports.add(layout.RTC_PORT, layout.RTC_PORT_COUNT, rtc)
   ports.add(layout.I8042_COMMAND_PORT, 1, new I8042(() => events.reset()))
+  ports.add(layout.RESET_CONTROL_PORT, layout.RESET_CONTROL_PORT_COUNT, new ResetControl(() => events.reset()))
   ports.add(layout.PVPANIC_PORT, 1, new PvPanic(event => events.panic(event)))
   ports.add(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT_COUNT, pm)
   ports.add(layout.DEBUG_EXIT_PORT, layout.DEBUG_EXIT_PORT_COUNT, new DebugExit(code => events.debugExit(code)))

@@ -59,7 +59,6 @@ const RESET_REG_SUP = 1 << 10
 // IA-PC boot architecture flags (table 5.11). LEGACY_DEVICES and 8042 stay off: nothing is to be probed for.
 const VGA_NOT_PRESENT = 1 << 2
 const PCIE_ASPM_NOT = 1 << 4
-const CMOS_RTC_NOT_PRESENT = 1 << 5
 
 // MADT (section 5.2.12)
 const PCAT_COMPAT = 1 << 0
@@ -128,7 +127,7 @@ export function fadt(facsAddress: number, dsdtAddress: number): Uint8Array {
   view.setUint16(96, 0xffff, true) // P_LVL2_LAT: no C2
   view.setUint16(98, 0xffff, true) // P_LVL3_LAT: no C3
   view.setUint8(108, 0x32) // CENTURY
-  view.setUint16(109, VGA_NOT_PRESENT | PCIE_ASPM_NOT | CMOS_RTC_NOT_PRESENT, true)
+  view.setUint16(109, VGA_NOT_PRESENT | PCIE_ASPM_NOT, true)
   view.setUint32(112, WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP, true)
   portAddress(view, 116, I8042_COMMAND_PORT, 8)
   view.setUint8(128, RESET_VALUE)

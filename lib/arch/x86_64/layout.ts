@@ -62,6 +62,9 @@ export const COM1_PORT = 0x3f8
 export const COM1_PORT_COUNT = 8
 /** Where QEMU has it; the DSDT says so. */
 export const PVPANIC_PORT = 0x505
+/** PCI's CONFIG_ADDRESS, which has the reset control register in it. */
+export const RESET_CONTROL_PORT = 0xcf8
+export const RESET_CONTROL_PORT_COUNT = 4
 /** Selector, data and DMA registers of fw_cfg (QEMU: docs/specs/fw_cfg.rst). */
 export const FW_CFG_PORT = 0x510
 export const FW_CFG_PORT_COUNT = 12
@@ -74,6 +77,7 @@ export const ACPI_PM_TIMER = 8
 /** SLP_TYP value that the DSDT's `_S5` object names for power-off. */
 export const ACPI_S5_SLEEP_TYPE = 5
 
+export const IOAPIC_PINS = 24
 export const COM1_IRQ = 4
 /** System control interrupt. */
 export const SCI_IRQ = 9

@@ -73,7 +73,7 @@ export function restoreVm(vm: Vm, state: Blobs, { rollback = false }: RestoreVmO
     const { cap: number, args } = kvm_enable_cap.decode(wanted)
     vm.enableCap(number, ...args)
   }
-  if (state.KVM_SET_GSI_ROUTING) vm.setGsiRouting(kvm_irq_routing.decode(state.KVM_SET_GSI_ROUTING).entries)
+  restoreRouting(vm, state.KVM_SET_GSI_ROUTING)
   for (const name of IRQCHIP_NAMES) {
     const chip = state[name]
     if (chip) vm.native.setIrqchip(chip)
@@ -118,6 +118,13 @@ export function restoreClock(vm: Vm, state: Blobs, mode: ClockMode): ClockShift 
       return (elapsed * BigInt(tscKhzOf(state))) / 1_000_000n + hostTsc
     },
   }
+}
+
+/** The same routing again would only cost time: KVM waits until no vCPU uses the one before. */
+function restoreRouting(vm: Vm, wanted: Uint8Array | undefined): void {
+  if (!wanted) return
+  if (vm.routing && Buffer.compare(kvm_irq_routing.encode(routing(vm.routing)), wanted) === 0) return
+  vm.setGsiRouting(kvm_irq_routing.decode(wanted).entries)
 }
 
 function enabledCaps(state: Blobs): Uint8Array[] {

@@ -1,8 +1,10 @@
 import { describe, expect, test } from 'vitest'
 import { AcpiPm } from '../../../lib/devices/acpi-pm.js'
+import { Bus } from '../../../lib/devices/bus.js'
 import { DebugExit } from '../../../lib/devices/debug-exit.js'
 import { I8042 } from '../../../lib/devices/i8042.js'
 import { type PanicEvent, PvPanic } from '../../../lib/devices/pvpanic.js'
+import { ResetControl } from '../../../lib/devices/reset-control.js'
 
 describe('I8042', () => {
   test('0xfe resets, nothing else does, and the status reads 0', () => {
@@ -16,6 +18,33 @@ describe('I8042', () => {
     expect(resets).toBe(0)
     i8042.write(0, Uint8Array.of(0xfe))
     expect(resets).toBe(1)
+  })
+})
+
+describe('ResetControl', () => {
+  test('a byte with RST_CPU at 0xcf9 resets, and neither another one nor a PCI configuration address', () => {
+    let resets = 0
+    const ports = new Bus()
+    ports.add(0xcf8, 4, new ResetControl(() => resets++))
+    ports.write(0xcf8, Uint8Array.of(0, 0xff, 0, 0x80))
+    ports.write(0xcf9, Uint8Array.of(0xff, 0xff))
+    for (const at of [0xcf8, 0xcfa, 0xcfb]) ports.write(at, Uint8Array.of(0xff))
+    ports.write(0xcf9, Uint8Array.of(2))
+    expect(resets).toBe(0)
+    ports.write(0xcf9, Uint8Array.of(6))
+    expect(resets).toBe(1)
+  })
+
+  test('reads as a register that can be written, in a bus without PCI', () => {
+    const device = new ResetControl(() => {})
+    const read = (offset: number, length: number) => {
+      const data = new Uint8Array(length)
+      device.read(offset, data)
+      return [...data]
+    }
+    expect(read(1, 1)).toEqual([0])
+    expect(read(0, 4)).toEqual([0xff, 0xff, 0xff, 0xff])
+    expect(read(0, 1)).toEqual([0xff])
   })
 })
 
