@@ -29,7 +29,13 @@ const labTimeout = '1500'
  * What a lab test takes in the emulated host with vmx, in its seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. That is
  * the slower one, and on one processor: its files are dealt out to VMX_LABS of them at once.
  */
-const weights = { 'tower.test.ts': 150, 'examples.test.ts': 90, 'save-restore.test.ts': 50, 'l1.test.ts': 25 }
+const weights = {
+  'tower.test.ts': 150,
+  'xen.test.ts': 1,
+  'examples.test.ts': 90,
+  'save-restore.test.ts': 50,
+  'l1.test.ts': 25,
+}
 const DEFAULT_WEIGHT = 15
 /** What does not depend on the extension is tried with the quicker one. */
 const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts'])
