@@ -46,7 +46,8 @@ xl console l2
  * On svm alone: the emulated Intel host takes a multiple of the time. Where the disks have not been made, which takes minutes and needs root
  * (`ensureAssets`), there is nothing to start.
  *
- * Xen runs without SMAP and SMEP: with them, dom0 dies on the emulated CPU.
+ * Xen runs without SMAP and SMEP: with them, on the emulated CPU, the first page fault that it hands to dom0 faults itself, where Xen writes to
+ * dom0's stack (`create_bounce_frame`).
  */
 const ready = process.env.NESTED_KVM_LAB !== 'vmx' && existsSync(join(cacheDirectory(), 'root-disk'))
 
