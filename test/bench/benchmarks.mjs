@@ -4,6 +4,8 @@
  * is made from what the guest sent, so that both are known to have done the same work. Ours may add `parts`: what its time
  * is made up of.
  *
+ * @import { AssetKind } from 'nested-kvm'
+ *
  * @typedef {object} Benchmark
  * @property {string} name
  * @property {string} what one line for the list
@@ -12,6 +14,7 @@
  * @property {boolean} [absolute]
  * @property {number} [pairs] how often ours and the baseline are each run, 7 by default
  * @property {'svm' | 'vmx'} [lab] runs inside this lab: for it needs a KVM whose guests boot Linux, or a clock that counts instructions
+ * @property {AssetKind[]} [assets] what is fetched beforehand: the lab has no network
  * @property {string} [prepare] file beside this one, run once before the trials with the directory for its output
  * @property {string} ours file beside this one
  * @property {string} baseline C file beside this one, or a program of ours
@@ -65,11 +68,76 @@ export const benchmarks = [
     name: 'lab-boot',
     what: 'in the lab: a stock kernel from its image to its init, against a VMM in C with the same tables',
     unit: 's',
-    target: 1.15,
+    target: 1.1,
+    pairs: 3,
     lab: 'svm',
+    assets: ['guestKernel', 'busybox'],
     prepare: 'lab-boot-image.mjs',
     ours: 'lab-boot.mjs',
     baseline: 'vmm.c',
+  },
+  {
+    name: 'boot-qemu',
+    what: 'the same against the faster of the pc and microvm machines of QEMU with KVM',
+    unit: 's',
+    target: 1,
+    pairs: 3,
+    lab: 'svm',
+    assets: ['guestKernel', 'busybox', 'qemu'],
+    prepare: 'lab-boot-image.mjs',
+    ours: 'lab-boot.mjs',
+    baseline: 'boot-qemu.mjs',
+  },
+  ...[
+    { name: 'blk-seq', what: '128 KiB each, in sequence, read', unit: 'us/request', arguments: ['read', '128'] },
+    { name: 'blk-rand', what: '4 KiB each, anywhere, read', unit: 'us/request', arguments: ['randread', '4'] },
+    {
+      name: 'blk-rand-write',
+      what: '4 KiB each, anywhere, written',
+      unit: 'us/request',
+      arguments: ['randwrite', '4'],
+    },
+  ].map(benchmark => ({
+    ...benchmark,
+    what: `in the lab: fio in L1, 32 requests at a time of ${benchmark.what}, against QEMU's virtio-blk`,
+    target: 1.25,
+    pairs: 2,
+    lab: /** @type {const} */ ('svm'),
+    assets: /** @type {AssetKind[]} */ (['guestKernel', 'busybox', 'rootDisk', 'qemu']),
+    prepare: 'io-image.mjs',
+    ours: 'blk.mjs',
+    arguments: ['ours', ...benchmark.arguments],
+    baseline: 'blk.mjs',
+    baselineArguments: ['pc', ...benchmark.arguments],
+  })),
+  ...[
+    { name: 'net-send', what: 'from L1 to L0', arguments: ['send', '16'] },
+    { name: 'net-receive', what: 'from L0 to L1', arguments: ['receive', '16'] },
+  ].map(benchmark => ({
+    ...benchmark,
+    what: `in the lab: a TCP stream ${benchmark.what} over a tap, against QEMU's virtio-net without vhost`,
+    unit: 's/GiB',
+    target: 1.43,
+    pairs: 2,
+    lab: /** @type {const} */ ('svm'),
+    assets: /** @type {AssetKind[]} */ (['guestKernel', 'labKernel', 'busybox', 'qemu']),
+    prepare: 'io-image.mjs',
+    ours: 'net.mjs',
+    arguments: ['ours', ...benchmark.arguments],
+    baseline: 'net.mjs',
+    baselineArguments: ['pc', ...benchmark.arguments],
+  })),
+  {
+    name: 'idle-machines',
+    what: 'resident memory of 100 idle machines of 64 MiB beyond what the guests touched, against a process without any',
+    unit: 'MiB',
+    target: 100,
+    absolute: true,
+    pairs: 3,
+    ours: 'idle-machines.mjs',
+    arguments: ['100'],
+    baseline: 'idle-machines.mjs',
+    baselineArguments: ['0'],
   },
   {
     name: 'vmx-exit-sync',

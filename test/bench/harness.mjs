@@ -7,6 +7,7 @@ import { once } from 'node:events'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
+import { ensureAssets } from 'nested-kvm'
 
 const run = promisify(execFile)
 const here = import.meta.dirname
@@ -88,7 +89,8 @@ function medians(trials) {
  * @param {(line: string) => void} progress
  * @returns {Promise<Awaited<ReturnType<typeof measure>>>}
  */
-export async function measureInLab({ name, lab }, progress) {
+export async function measureInLab({ name, lab, assets }, progress) {
+  if (assets) await ensureAssets(assets, progress)
   progress(`${name}: starting the ${lab} lab`)
   const cli = join(here, '../../dist/cli/main.js')
   const inside = [process.execPath, join(here, 'main.mjs'), '--json', name]
