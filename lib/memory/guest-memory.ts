@@ -113,6 +113,11 @@ export class GuestMemory {
    * there is to be told (`markWritten`).
    */
   parts(address: number, length: number): Uint8Array[] {
+    this.#check(address, length)
+    if (length === 0) return []
+    const { chunk, offset } = this.#locate(address)
+    // Nearly always.
+    if (length <= chunk.length - offset) return [chunk.subarray(offset, offset + length)]
     const parts: Uint8Array[] = []
     this.#each(address, length, part => parts.push(part))
     return parts

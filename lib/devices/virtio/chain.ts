@@ -37,7 +37,7 @@ export function readChain(memory: GuestMemory, table: DataView, head: number, in
     if (index >= count) throw new QueueError(`descriptor ${index} of a table of ${count}`)
     if (steps >= count) throw new QueueError('a chain that is longer than its table, or a loop')
     const at = index * DESCRIPTOR
-    const address = addressOf(descriptors.getBigUint64(at, true))
+    const address = addressOf(descriptors.getUint32(at, true), descriptors.getUint32(at + 4, true))
     const length = descriptors.getUint32(at + 8, true)
     const flags = descriptors.getUint16(at + 12, true)
     const next = descriptors.getUint16(at + 14, true)
@@ -81,9 +81,9 @@ function addBuffers(memory: GuestMemory, buffers: ChainBuffer[], address: number
   }
 }
 
-function addressOf(value: bigint): number {
+function addressOf(low: number, high: number): number {
   // Beyond this there is no memory, and numbers are not exact.
-  return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : Number.MAX_SAFE_INTEGER
+  return high < 2 ** 21 ? high * 2 ** 32 + low : Number.MAX_SAFE_INTEGER
 }
 
 function inMemory<T>(access: () => T): T {
