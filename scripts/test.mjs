@@ -31,7 +31,6 @@ const labTimeout = '1500'
  */
 const weights = {
   'tower.test.ts': 150,
-  'xen.test.ts': 1,
   'examples.test.ts': 90,
   'save-restore.test.ts': 50,
   'l1.test.ts': 25,
@@ -72,7 +71,7 @@ async function labRuns(vendors, options, towers = false) {
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
   const chosen = [...modules.keys()].filter(name => named(name) && TOWERS.has(name) === towers)
-  fetchGuests(towers ? ['guestKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'])
+  fetchGuests(towers ? ['guestKernel', 'labKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'])
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor

@@ -90,7 +90,7 @@ function medians(trials) {
  * @returns {Promise<Awaited<ReturnType<typeof measure>>>}
  */
 export async function measureInLab({ name, lab, assets }, progress) {
-  if (assets) await ensureAssets(assets, progress)
+  if (assets) await ensureAssets(assets, { onProgress: progress })
   progress(`${name}: starting the ${lab} lab`)
   const cli = join(here, '../../dist/cli/main.js')
   const inside = [process.execPath, join(here, 'main.mjs'), '--json', name]
