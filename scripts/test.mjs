@@ -71,7 +71,9 @@ async function labRuns(vendors, options, towers = false) {
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
   const chosen = [...modules.keys()].filter(name => named(name) && TOWERS.has(name) === towers)
-  fetchGuests(towers ? ['guestKernel', 'labKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'])
+  fetchGuests(
+    towers ? ['guestKernel', 'labKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'],
+  )
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
