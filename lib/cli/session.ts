@@ -124,6 +124,9 @@ interface Outcome {
   readonly panic: GuestPanic | undefined
 }
 
+/** Messages that differ in an offset are others. */
+const MOST_WARNINGS = 10
+
 interface Attachment {
   readonly snapshotTo: string | undefined
   readonly json: boolean
@@ -145,6 +148,14 @@ async function runAttached(
     if (machine.state === 'ended') return
     panic = undefined
     terminal.writeLines(['[the machine was reset, and boots again]'])
+  })
+  // Each once: a guest may ask for what fails again and again.
+  const told = new Set<string>()
+  machine.on('warning', (device, { message }) => {
+    const text = `[${device}: ${message}]`
+    if (told.size > MOST_WARNINGS || told.has(text)) return
+    told.add(text)
+    terminal.writeLines([text])
   })
   const onKey = (key: TerminalKey) => {
     if (key === 'help') terminal.writeLines(terminalHelp)
