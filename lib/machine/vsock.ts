@@ -1,6 +1,6 @@
 import type { Duplex } from 'node:stream'
 import type { VsockConnection } from '../devices/virtio/vsock/connection.js'
-import type { VirtioVsock, VsockHost } from '../devices/virtio/vsock/vsock.js'
+import type { VirtioVsock } from '../devices/virtio/vsock/vsock.js'
 import { ConfigError } from '../errors.js'
 import type { VsockSocket } from './vsock-socket.js'
 
@@ -22,7 +22,7 @@ type OnConnection = (stream: Duplex) => void
  * The host's side of a machine's vsock. Streams are reset when the guest resets the device, when the machine ends, and on a rollback; a
  * restored or forked machine starts without any, and its guest is told so. While the machine is paused they wait.
  */
-export class Vsock implements VsockHost {
+export class Vsock {
   /** The guest's context id. */
   readonly cid: number
   readonly #socket: VsockSocket | undefined

@@ -36,7 +36,7 @@ it('a kernel is entered in long mode, talks on the console and powers off', asyn
   expect(l1.state).toBe('created')
   await l1.start()
   expect(l1.state).toBe('running')
-  expect((await l1.console.expect(/from (\w+)/)).groups).toEqual(['L1'])
+  expect((await l1.console.expect(/from (\w+)\r/)).groups).toEqual(['L1'])
   expect(await l1.wait()).toEqual({ reason: 'shutdown' })
   expect(Buffer.concat(read).toString()).toBe('hello from L1\r\n')
   expect(l1.state).toBe('ended')
