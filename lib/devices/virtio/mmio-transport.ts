@@ -94,7 +94,7 @@ export class MmioTransport implements StatefulDevice {
 
   write(offset: number, data: Uint8Array): void | Promise<void> {
     if (offset >= REGISTER.Config) {
-      // Without FEATURES_OK nothing of it may be written (2.5.1), but for what a device of before that would take.
+      // Nothing of it is written before the features are agreed on (2.5.1).
       if (this.#status & STATUS.FEATURES_OK) this.device.writeConfig?.(offset - REGISTER.Config, data)
       return
     }
@@ -366,28 +366,12 @@ export class MmioTransport implements StatefulDevice {
 }
 
 function describeQueue(setup: QueueSetup, offset: number, value: number, sizeMax: number): void {
-  switch (offset) {
-    case REGISTER.QueueNum:
-      if (value <= sizeMax) setup.size = value
-      break
-    case REGISTER.QueueDescLow:
-      setup.descriptors = withLow(setup.descriptors, value)
-      break
-    case REGISTER.QueueDescHigh:
-      setup.descriptors = withHigh(setup.descriptors, value)
-      break
-    case REGISTER.QueueDriverLow:
-      setup.driver = withLow(setup.driver, value)
-      break
-    case REGISTER.QueueDriverHigh:
-      setup.driver = withHigh(setup.driver, value)
-      break
-    case REGISTER.QueueDeviceLow:
-      setup.device = withLow(setup.device, value)
-      break
-    case REGISTER.QueueDeviceHigh:
-      setup.device = withHigh(setup.device, value)
+  if (offset === REGISTER.QueueNum) {
+    if (value <= sizeMax) setup.size = value
+    return
   }
+  const half = ADDRESS_HALVES.get(offset)
+  if (half) setup[half.area] = half.join(setup[half.area], value)
 }
 
 const WORD = 2 ** 32
@@ -401,6 +385,20 @@ function withLow(address: number, low: number): number {
 function withHigh(address: number, high: number): number {
   return Math.min(high, HIGH_MAX) * WORD + (address % WORD)
 }
+
+/** The registers that have one half of an area's address each. */
+const ADDRESS_HALVES = new Map(
+  (
+    [
+      ['descriptors', REGISTER.QueueDescLow, REGISTER.QueueDescHigh],
+      ['driver', REGISTER.QueueDriverLow, REGISTER.QueueDriverHigh],
+      ['device', REGISTER.QueueDeviceLow, REGISTER.QueueDeviceHigh],
+    ] as const
+  ).flatMap(([area, low, high]): [number, { area: typeof area; join: typeof withLow }][] => [
+    [low, { area, join: withLow }],
+    [high, { area, join: withHigh }],
+  ]),
+)
 
 function word(bits: bigint, index: number): number {
   return index > 1 ? 0 : Number((bits >> BigInt(32 * index)) & 0xffff_ffffn)

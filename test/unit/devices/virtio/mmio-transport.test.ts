@@ -168,6 +168,21 @@ describe('a driver', () => {
     expect(device.log).toEqual([])
   })
 
+  it.each(['QueueDescHigh', 'QueueDriverHigh', 'QueueDeviceHigh'] as const)(
+    'tells the upper half of an address by %s',
+    register => {
+      const { registers } = setUp()
+      registers.set(REGISTER[register], 1)
+      registers.start([LAYOUT])
+      expect(registers.get(REGISTER.Status)).toBe(READY | STATUS.DEVICE_NEEDS_RESET)
+      const { queues } = registers.transport.saveState() as { queues: Record<string, number>[] }
+      const above = Object.entries(queues[0]!).filter(([, value]) => value >= 2 ** 32)
+      expect(above.map(([area]) => area)).toEqual([
+        { Desc: 'descriptors', Driver: 'driver', Device: 'device' }[register.slice(5, -4)],
+      ])
+    },
+  )
+
   it('waits with its reset, as with a start after it, for what the device works on', async () => {
     const { registers, device } = setUp()
     registers.start([LAYOUT])
