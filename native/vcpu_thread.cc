@@ -136,7 +136,7 @@ void VcpuRunner::Main() {
       if (command == kPause) Post(Event::kPaused, 0);
     } else if (result < 0) {
       Post(Event::kError, -result);
-    } else {
+    } else if (!core_->vm->AnswerStatusWord(core_->run())) {
       Post(Event::kExit, result);
     }
   }

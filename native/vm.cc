@@ -60,6 +60,26 @@ bool TakesRawArgument(uint32_t capability) {
 
 }  // namespace
 
+bool VmCore::AnswerStatusWord(kvm_run* run) const {
+  auto& mmio = run->mmio;
+  if (run->exit_reason != KVM_EXIT_MMIO || mmio.len != sizeof(uint32_t)) return false;
+  const uint32_t count = status_word_count.load(std::memory_order_acquire);
+  for (uint32_t i = 0; i < count; i++) {
+    const StatusWord& status = status_words[i];
+    if (mmio.phys_addr != (mmio.is_write ? status.clear_address : status.read_address)) continue;
+    if (mmio.is_write) {
+      uint32_t bits;
+      std::memcpy(&bits, mmio.data, sizeof bits);
+      __atomic_fetch_and(status.word, ~bits, __ATOMIC_SEQ_CST);
+    } else {
+      const uint32_t value = __atomic_load_n(status.word, __ATOMIC_SEQ_CST);
+      std::memcpy(mmio.data, &value, sizeof value);
+    }
+    return true;
+  }
+  return false;
+}
+
 Napi::Function Vm::Define(Napi::Env env) {
   std::vector<PropertyDescriptor> methods;
   for (const Op& op : kOps) {
@@ -72,6 +92,7 @@ Napi::Function Vm::Define(Napi::Env env) {
   methods.push_back(InstanceMethod<&Vm::EnableCap>("enableCap"));
   methods.push_back(InstanceMethod<&Vm::Irqfd>("irqfd"));
   methods.push_back(InstanceMethod<&Vm::Ioeventfd>("ioeventfd"));
+  methods.push_back(InstanceMethod<&Vm::AddStatusWord>("addStatusWord"));
   methods.push_back(InstanceMethod<&Vm::Close>("close"));
   Napi::Function constructor = DefineClass(env, "Vm", methods);
   EnvData::Of(env)->vm = Napi::Persistent(constructor);
@@ -252,6 +273,34 @@ Napi::Value Vm::Ioeventfd(const Napi::CallbackInfo& info) {
   std::memcpy(&ioeventfd, bytes.data(), sizeof ioeventfd);
   ioeventfd.fd = fd;
   return Result(env, kName, ::ioctl(core->fd.get(), KVM_IOEVENTFD, &ioeventfd));
+}
+
+// addStatusWord(memory, offset, readAddress, clearAddress): while the VM is there.
+Napi::Value Vm::AddStatusWord(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "addStatusWord";
+  Napi::Env env = info.Env();
+  VmCore* core = Open(env, kName);
+  if (!core) return env.Undefined();
+  Memory* memory = UnwrapAs<Memory>(info[0], "addStatusWord: takes a Memory");
+  StatusWord status{};
+  uint64_t offset = 0;
+  if (!memory || !IntegerOf(info[1], kName, UINT64_MAX, &offset) ||
+      !IntegerOf(info[2], kName, UINT64_MAX, &status.read_address) ||
+      !IntegerOf(info[3], kName, UINT64_MAX, &status.clear_address)) {
+    return env.Undefined();
+  }
+  status.memory = memory->mapping();
+  if (!status.memory) return ThrowKvmError(env, kName, EBADF, "this Memory is closed");
+  const uint32_t count = core->status_word_count.load();
+  if (offset % sizeof(uint32_t) != 0 || offset >= status.memory->size() || count == core->status_words.size()) {
+    Napi::RangeError::New(env, "addStatusWord: the offset lies outside the Memory, or there are too many")
+        .ThrowAsJavaScriptException();
+    return env.Undefined();
+  }
+  status.word = reinterpret_cast<uint32_t*>(status.memory->address() + offset);
+  core->status_words[count] = std::move(status);
+  core->status_word_count.store(count + 1, std::memory_order_release);
+  return env.Undefined();
 }
 
 Napi::Value Vm::Close(const Napi::CallbackInfo& info) {

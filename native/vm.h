@@ -2,14 +2,26 @@
 
 #include <napi.h>
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 
+#include "kvm_uapi.h"
 #include "mapping.h"
 #include "unique_fd.h"
 
 namespace nested_kvm {
+
+// A register of 32 bits that the guest reads at one address, and whose bits it clears by writing ones at another: an interrupt status.
+// The vCPU's own thread answers, so that an interrupt costs no wake-up of the event loop.
+struct StatusWord {
+  uint64_t read_address, clear_address;
+  std::shared_ptr<Mapping> memory;
+  uint32_t* word;
+};
 
 // The VM as its vCPUs need it: they keep it, and through it the guest's memory, alive while they may run.
 struct VmCore {
@@ -20,6 +32,12 @@ struct VmCore {
   UniqueFd fd;
   size_t vcpu_mmap_size;
   std::map<uint32_t, Slot> slots;
+  // Only added to: what the count covers, vCPU threads may read.
+  std::array<StatusWord, 64> status_words;
+  std::atomic<uint32_t> status_word_count{0};
+
+  // Any thread: answers an access to a status word. False where it is to something else.
+  bool AnswerStatusWord(kvm_run* run) const;
 };
 
 // JS class Vm: a VM file descriptor.
@@ -39,6 +57,7 @@ class Vm : public Napi::ObjectWrap<Vm> {
   Napi::Value EnableCap(const Napi::CallbackInfo& info);
   Napi::Value Irqfd(const Napi::CallbackInfo& info);
   Napi::Value Ioeventfd(const Napi::CallbackInfo& info);
+  Napi::Value AddStatusWord(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
   // The open core, or nullptr with a KvmError pending that names the ioctl.

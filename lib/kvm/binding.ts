@@ -52,6 +52,8 @@ export interface NativeVm {
   enableCap: StructCall
   irqfd(eventFd: NativeEventFd, gsi: number, flags: number, resample: NativeEventFd | null): number
   ioeventfd(eventFd: NativeEventFd, struct: Uint8Array): number
+  /** Has vCPU threads answer accesses to a word of `memory` by themselves: reads, and writes that clear bits. */
+  addStatusWord(memory: NativeMemory, offset: number, readAddress: number, clearAddress: number): void
   close(): void
 }
 

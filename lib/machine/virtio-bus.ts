@@ -4,6 +4,7 @@ import type { StatefulDevice } from '../devices/device.js'
 import { MmioTransport } from '../devices/virtio/mmio-transport.js'
 import { REGISTER } from '../devices/virtio/registers.js'
 import { EventFd } from '../kvm/event-fd.js'
+import { StatusWords } from '../kvm/status-words.js'
 import type { Vm } from '../kvm/vm.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
 import type { Console } from './console.js'
@@ -12,15 +13,17 @@ import type { Vsock } from './vsock.js'
 
 /**
  * A machine's virtio devices, each at its place. Kicks and interrupts go through the kernel: neither is an exit of the vCPU
- * (ioeventfd, irqfd). They are quiet until `resume`.
+ * (ioeventfd, irqfd); what an interrupt's handler reads and acknowledges is answered by the vCPU's thread. They are quiet until `resume`.
  */
 export class VirtioBus {
   readonly peripherals: readonly Peripheral[]
   readonly #transports: readonly MmioTransport[]
   readonly #eventFds: EventFd[] = []
+  readonly #statusWords: StatusWords
 
   constructor(vm: Vm, memory: GuestMemory, bus: Bus, peripherals: readonly Peripheral[]) {
     this.peripherals = peripherals
+    this.#statusWords = new StatusWords(vm)
     this.#transports = peripherals.map(({ device }, index) => {
       const { address, gsi } = virtioSlot(index)
       const interrupt = this.#eventFd()
@@ -30,7 +33,8 @@ export class VirtioBus {
         vm.ioeventfd(doorbell, { address: address + REGISTER.QueueNotify, length: 4, datamatch: BigInt(queue) })
         return doorbell
       })
-      const transport = new MmioTransport(memory, device, { interrupt, doorbells })
+      const interruptStatus = this.#statusWords.add(address + REGISTER.InterruptStatus, address + REGISTER.InterruptACK)
+      const transport = new MmioTransport(memory, device, { interrupt, doorbells, interruptStatus })
       bus.add(address, VIRTIO_MMIO_SIZE, transport)
       return transport
     })
@@ -68,6 +72,7 @@ export class VirtioBus {
   /** Lets go of the wires to the kernel alone. */
   disconnect(): void {
     for (const eventFd of this.#eventFds) eventFd.close()
+    this.#statusWords.close()
   }
 
   #eventFd(): EventFd {

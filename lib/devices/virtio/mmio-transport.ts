@@ -11,6 +11,8 @@ export interface VirtioWires {
   readonly interrupt: { signal(): void }
   /** For each queue what the driver's writes of its index to QueueNotify signal. Without them, such a write is an exit as any other. */
   readonly doorbells?: readonly Doorbell[]
+  /** InterruptStatus, one word. Who answers the driver's accesses to it and to InterruptACK elsewhere, while vCPUs run, has it from there. */
+  readonly interruptStatus?: Uint32Array
 }
 
 export interface Doorbell {
@@ -64,7 +66,7 @@ export class MmioTransport implements StatefulDevice {
   #driverFeaturesSel = 0
   #driverFeatures = 0n
   #queueSel = 0
-  #interruptStatus = 0
+  readonly #interruptStatus: Uint32Array
   #configGeneration = 0
   #setups: QueueSetup[]
   /** While the driver has the device started. */
@@ -77,6 +79,7 @@ export class MmioTransport implements StatefulDevice {
     this.device = device
     this.#memory = memory
     this.#wires = wires
+    this.#interruptStatus = wires.interruptStatus ?? new Uint32Array(1)
     this.#offered = device.features | TRANSPORT_FEATURES
     this.#setups = this.#freshSetups()
   }
@@ -117,7 +120,7 @@ export class MmioTransport implements StatefulDevice {
         this.#notify(value)
         break
       case REGISTER.InterruptACK:
-        this.#interruptStatus &= ~value
+        Atomics.and(this.#interruptStatus, 0, ~value)
         break
       case REGISTER.Status:
         return this.#setStatus(value & 0xff)
@@ -145,7 +148,7 @@ export class MmioTransport implements StatefulDevice {
     }
     // What the driver rang for meanwhile, or before it was saved, was heard by nobody.
     for (let index = 0; index < this.#setups.length; index++) this.#notify(index)
-    if (this.#interruptStatus !== 0) this.#wires.interrupt.signal()
+    if (Atomics.load(this.#interruptStatus, 0) !== 0) this.#wires.interrupt.signal()
   }
 
   /** As the driver's reset, when the machine is switched on anew. */
@@ -161,7 +164,7 @@ export class MmioTransport implements StatefulDevice {
       driverFeaturesLow: Number(this.#driverFeatures & 0xffff_ffffn),
       driverFeaturesHigh: Number(this.#driverFeatures >> 32n),
       queueSel: this.#queueSel,
-      interruptStatus: this.#interruptStatus,
+      interruptStatus: Atomics.load(this.#interruptStatus, 0),
       configGeneration: this.#configGeneration,
       queues: this.#setups.map(({ ready, ...setup }, i) => ({
         ...setup,
@@ -187,7 +190,7 @@ export class MmioTransport implements StatefulDevice {
     this.#driverFeaturesSel = saved.driverFeaturesSel
     this.#driverFeatures = (BigInt(saved.driverFeaturesHigh) << 32n) | BigInt(saved.driverFeaturesLow)
     this.#queueSel = saved.queueSel
-    this.#interruptStatus = saved.interruptStatus
+    Atomics.store(this.#interruptStatus, 0, saved.interruptStatus)
     this.#configGeneration = saved.configGeneration
     this.#setups = queues.map(({ size, ready, descriptors, driver, device }) => {
       return { size, ready: ready === 1, descriptors, driver, device }
@@ -217,7 +220,7 @@ export class MmioTransport implements StatefulDevice {
       case REGISTER.QueueReady:
         return this.#setups[this.#queueSel]?.ready ? 1 : 0
       case REGISTER.InterruptStatus:
-        return this.#interruptStatus
+        return Atomics.load(this.#interruptStatus, 0)
       case REGISTER.Status:
         return this.#status
       // There is no shared memory region: a length of all ones says so (4.2.2.1).
@@ -318,7 +321,8 @@ export class MmioTransport implements StatefulDevice {
   }
 
   #interrupt(cause: number): void {
-    this.#interruptStatus |= cause
+    // Before the interrupt, whose handler looks at it.
+    Atomics.or(this.#interruptStatus, 0, cause)
     this.#wires.interrupt.signal()
   }
 
@@ -356,7 +360,7 @@ export class MmioTransport implements StatefulDevice {
     this.#status = 0
     this.#deviceFeaturesSel = this.#driverFeaturesSel = this.#queueSel = 0
     this.#driverFeatures = 0n
-    this.#interruptStatus = 0
+    Atomics.store(this.#interruptStatus, 0, 0)
     this.#setups = this.#freshSetups()
   }
 
