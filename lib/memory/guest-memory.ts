@@ -1,3 +1,5 @@
+import { MemorySpan } from './memory-span.js'
+
 /** A piece of guest-physical memory and the bytes behind it. */
 export interface MemoryRegion {
   /** Guest-physical address of the first byte. */
@@ -68,11 +70,11 @@ export class GuestMemory {
   view(address: number, length: number): Uint8Array {
     this.#check(address, length)
     if (length === 0) return new Uint8Array()
-    const found = this.#locate(address)
-    if (found.chunk.length - found.offset < length) {
+    const span = this.#spanAt(address, length)
+    if (span.length < length) {
       throw new GuestAddressError(`${hex(address)}+${hex(length)}: crosses a boundary between memory views`)
     }
-    return found.chunk.subarray(found.offset, found.offset + length)
+    return span.bytes
   }
 
   /** A copy of `length` bytes. */
@@ -113,14 +115,19 @@ export class GuestMemory {
    * there is to be told (`markWritten`).
    */
   parts(address: number, length: number): Uint8Array[] {
+    const spans: MemorySpan[] = []
+    this.addSpans(spans, address, length)
+    return spans.map(({ bytes }) => bytes)
+  }
+
+  /** The same, added to `spans`. */
+  addSpans(spans: MemorySpan[], address: number, length: number): void {
     this.#check(address, length)
-    if (length === 0) return []
-    const { chunk, offset } = this.#locate(address)
-    // Nearly always.
-    if (length <= chunk.length - offset) return [chunk.subarray(offset, offset + length)]
-    const parts: Uint8Array[] = []
-    this.#each(address, length, part => parts.push(part))
-    return parts
+    for (let at = 0; at < length; ) {
+      const span = this.#spanAt(address + at, length - at)
+      spans.push(span)
+      at += span.length
+    }
   }
 
   #check(address: number, length: number): void {
@@ -132,21 +139,21 @@ export class GuestMemory {
   #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
     this.#check(address, length)
     for (let at = 0; at < length; ) {
-      const { chunk, offset } = this.#locate(address + at)
-      const part = chunk.subarray(offset, offset + Math.min(length - at, chunk.length - offset))
-      visit(part, at)
-      at += part.length
+      const span = this.#spanAt(address + at, length - at)
+      visit(span.bytes, at)
+      at += span.length
     }
   }
 
-  /** The view that holds `address`. There is none where a region was closed and its views are detached. */
-  #locate(address: number): { chunk: Uint8Array; offset: number } {
+  /** From `address` on, up to `length` bytes, as far as one view has them. There is none where a region was closed and its views are detached. */
+  #spanAt(address: number, length: number): MemorySpan {
     for (const region of this.regions) {
       let offset = address - region.guestAddress
       if (offset < 0 || offset >= region.size) continue
       for (const chunk of region.chunks) {
-        if (offset < chunk.length) return { chunk, offset }
-        offset -= chunk.length
+        const left = chunk.length - offset
+        if (left > 0) return new MemorySpan(address, chunk, offset, Math.min(length, left))
+        offset = -left
       }
     }
     throw new GuestAddressError(`${hex(address)}: this memory has been closed`)

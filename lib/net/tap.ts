@@ -30,7 +30,7 @@ export class Tap implements NetBackend {
   #events: NetEvents | undefined
   #armed = 0
   /** The memory that frames have been in so far: a few large views, of which chains have parts. */
-  #memory: ArrayBufferLike[] = []
+  #memory: Uint8Array[] = []
   #runs = new Float64Array(3 * MORE_RUNS)
   #counts = new Uint32Array(MORE_RUNS)
   #lengths = new Uint32Array(MORE_RUNS)
@@ -131,22 +131,20 @@ export class Tap implements NetBackend {
       const parts: readonly ChainBuffer[] = chains[i]![side]
       this.#counts[i] = parts.length
       if (at + 3 * parts.length > this.#runs.length) this.#grow(at + 3 * parts.length)
-      for (const { bytes } of parts) {
-        this.#runs[at++] = this.#viewOf(bytes.buffer)
-        this.#runs[at++] = bytes.byteOffset
-        this.#runs[at++] = bytes.length
+      for (const { chunk, offset, length } of parts) {
+        this.#runs[at++] = this.#viewOf(chunk)
+        this.#runs[at++] = offset
+        this.#runs[at++] = length
       }
     }
   }
 
-  #viewOf(buffer: ArrayBufferLike): number {
-    const known = this.#memory.indexOf(buffer)
+  #viewOf(chunk: Uint8Array): number {
+    const known = this.#memory.indexOf(chunk)
     if (known >= 0) return known
-    this.#memory.push(buffer)
+    this.#memory.push(chunk)
     // Memory that was closed has no bytes any more.
-    this.#native.useViews(
-      this.#memory.map(buffer => (buffer.byteLength > 0 ? new Uint8Array(buffer) : new Uint8Array(1))),
-    )
+    this.#native.useViews(this.#memory.map(chunk => (chunk.length > 0 ? chunk : new Uint8Array(1))))
     return this.#memory.length - 1
   }
 

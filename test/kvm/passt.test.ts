@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Chain } from '../../lib/devices/virtio/chain.js'
 import { installPackage } from '../../lib/lab/apt.js'
 import { findProgram } from '../../lib/lab/command.js'
+import { MemorySpan } from '../../lib/memory/memory-span.js'
 import { Passt } from '../../lib/net/passt.js'
 
 const GUEST_MAC = Buffer.from('020000000007', 'hex')
@@ -15,7 +16,7 @@ const PORT = randomInt(20000, 30000)
 /** A chain over parts of `bytes` at a time. */
 function chain(bytes: Uint8Array, at = bytes.length): Chain {
   const parts = []
-  for (let i = 0; i < bytes.length; i += at) parts.push({ address: i, bytes: bytes.subarray(i, i + at) })
+  for (let i = 0; i < bytes.length; i += at) parts.push(new MemorySpan(i, bytes, i, Math.min(at, bytes.length - i)))
   return { head: 0, readable: parts, writable: parts, readableLength: bytes.length, writableLength: bytes.length }
 }
 

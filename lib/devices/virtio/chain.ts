@@ -1,11 +1,9 @@
 import { GuestAddressError, type GuestMemory } from '../../memory/guest-memory.js'
+import type { MemorySpan } from '../../memory/memory-span.js'
 import { QueueError } from './queue-error.js'
 
-/** A buffer of a chain: bytes of guest memory, straight. */
-export interface ChainBuffer {
-  readonly address: number
-  readonly bytes: Uint8Array
-}
+/** A buffer of a chain, or a part of one that lies across two views: guest memory, straight. */
+export type ChainBuffer = MemorySpan
 
 /** A chain of descriptors: what the device is to read, then what it may write (virtio 1.2, 2.7.4.2). */
 export interface Chain {
@@ -28,8 +26,10 @@ const LENGTH_MAX = 2 ** 32
 
 /** Follows a chain from `head` on (2.7.5). Never more steps than its table has descriptors, so a loop ends. */
 export function readChain(memory: GuestMemory, table: DataView, head: number, indirect: boolean): Chain {
-  const [readable, writable]: [ChainBuffer[], ChainBuffer[]] = [[], []]
-  const lengths = { readable: 0, writable: 0 }
+  const readable: ChainBuffer[] = []
+  const writable: ChainBuffer[] = []
+  let readableLength = 0
+  let writableLength = 0
   let descriptors = table
   let index = head
   for (let steps = 0; ; steps++) {
@@ -54,43 +54,38 @@ export function readChain(memory: GuestMemory, table: DataView, head: number, in
     const isWritable = (flags & F_WRITE) !== 0
     if (!isWritable && writable.length > 0) throw new QueueError('a readable buffer behind a writable one')
     if (length === 0) throw new QueueError('a buffer without bytes')
-    if (lengths.readable + lengths.writable + length > LENGTH_MAX)
-      throw new QueueError('a chain of more than 2^32 bytes')
+    if (readableLength + writableLength + length > LENGTH_MAX) throw new QueueError('a chain of more than 2^32 bytes')
     addBuffers(memory, isWritable ? writable : readable, address, length)
-    lengths[isWritable ? 'writable' : 'readable'] += length
+    if (isWritable) writableLength += length
+    else readableLength += length
     if ((flags & F_NEXT) === 0) break
     index = next
   }
-  return { head, readable, writable, readableLength: lengths.readable, writableLength: lengths.writable }
+  return { head, readable, writable, readableLength, writableLength }
 }
 
 function indirectTable(memory: GuestMemory, address: number, length: number): DataView {
   if (length === 0 || length % DESCRIPTOR !== 0 || length > DESCRIPTOR * 2 ** 16) {
     throw new QueueError(`an indirect table of ${length} bytes`)
   }
-  // A copy: the table may lie across two views, and is read once.
-  const { buffer } = inMemory(() => memory.read(address, length))
+  const table: MemorySpan[] = []
+  addBuffers(memory, table, address, length)
+  const { chunk, offset } = table[0]!
+  if (table.length === 1) return new DataView(chunk.buffer, chunk.byteOffset + offset, length)
+  const { buffer } = memory.read(address, length)
   return new DataView(buffer)
 }
 
 function addBuffers(memory: GuestMemory, buffers: ChainBuffer[], address: number, length: number): void {
-  let at = address
-  for (const bytes of inMemory(() => memory.parts(address, length))) {
-    buffers.push({ address: at, bytes })
-    at += bytes.length
+  try {
+    memory.addSpans(buffers, address, length)
+  } catch (error) {
+    if (error instanceof GuestAddressError) throw new QueueError(`a buffer outside memory: ${error.message}`)
+    throw error
   }
 }
 
 function addressOf(low: number, high: number): number {
   // Beyond this there is no memory, and numbers are not exact.
   return high < 2 ** 21 ? high * 2 ** 32 + low : Number.MAX_SAFE_INTEGER
-}
-
-function inMemory<T>(access: () => T): T {
-  try {
-    return access()
-  } catch (error) {
-    if (error instanceof GuestAddressError) throw new QueueError(`a buffer outside memory: ${error.message}`)
-    throw error
-  }
 }

@@ -315,11 +315,11 @@ function isBuffer({ writable, readableLength, writableLength }: Chain): boolean 
 /** Writes `num_buffers`, wherever the driver's buffers have it. */
 function setNumBuffers({ writable }: Chain, count: number): void {
   let start = 0
-  for (const { bytes } of writable) {
-    for (let at = Math.max(start, NUM_BUFFERS_OFFSET); at < Math.min(start + bytes.length, HEADER); at++) {
-      bytes[at - start] = at === NUM_BUFFERS_OFFSET ? count & 0xff : count >> 8
+  for (const { chunk, offset, length } of writable) {
+    for (let at = Math.max(start, NUM_BUFFERS_OFFSET); at < Math.min(start + length, HEADER); at++) {
+      chunk[offset + at - start] = at === NUM_BUFFERS_OFFSET ? count & 0xff : count >> 8
     }
-    start += bytes.length
+    start += length
     if (start >= HEADER) return
   }
 }

@@ -144,10 +144,10 @@ export class Queue {
 
   #fill(chain: Chain, written: number): void {
     let left = written
-    for (const { address, bytes } of chain.writable) {
+    for (const { address, length } of chain.writable) {
       if (left <= 0) break
-      this.#memory.markWritten(address, Math.min(left, bytes.length))
-      left -= bytes.length
+      this.#memory.markWritten(address, Math.min(left, length))
+      left -= length
     }
     const entry = this.#nextUsed & (this.size - 1)
     this.#usedEntries[2 * entry] = chain.head
