@@ -10,6 +10,7 @@
         'native/image_file.cc',
         'native/ioctl.cc',
         'native/kvm.cc',
+        'native/loop_poll.cc',
         'native/mapping.cc',
         'native/memory_file.cc',
         'native/run_tick.cc',

@@ -73,6 +73,7 @@ Napi::Value EventFd::Watch(const Napi::CallbackInfo& info) {
   on_event_ = Napi::Persistent(info[0].As<Napi::Function>());
   if (hub_) return env.Undefined();
   ExitHub* hub = ExitHub::Of(env);
+  if (!hub) return env.Undefined();
   // Edge-triggered: one event a write, with nothing to re-arm.
   if (int error = hub->Watch(this, fd_.get(), EPOLLIN | EPOLLET, &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
   hub_ = hub;

@@ -1,13 +1,14 @@
 #include "exit_hub.h"
 
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <memory>
 
 #include "env_data.h"
+#include "ioctl.h"
 #include "vcpu_thread.h"
 #include "watched.h"
 
@@ -16,39 +17,57 @@ namespace nested_kvm {
 namespace {
 // A burst of exits may keep the event loop this long before timers and I/O get their turn.
 constexpr int64_t kTurnNs = 2'000'000;
+// Within a burst, file descriptors are looked at this often.
+constexpr int64_t kLookNs = 50'000;
+// In place of the id of what is watched: the eventfd that tells of mail.
+constexpr uint64_t kMail = 0;
 }  // namespace
 
 ExitHub* ExitHub::Of(Napi::Env env) {
   EnvData* data = EnvData::Of(env);
-  if (!data->hub) data->hub = new ExitHub(env);
+  if (data->hub) return data->hub;
+  std::unique_ptr<ExitHub> hub(new ExitHub(env));
+  if (int error = hub->Open(); error != 0) {
+    ThrowKvmError(env, "epoll", error);
+    return nullptr;
+  }
+  data->hub = hub.release();
   return data->hub;
 }
 
-ExitHub::ExitHub(Napi::Env env) : env_(env) {
-  napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "nested-kvm"), 0, 1, nullptr, nullptr,
-                                  this, &ExitHub::OnWake, &wake_);
-  napi_unref_threadsafe_function(env, wake_);
-  // Hooks run last in, first out: this one before the thread-safe function's own, which must outlive our threads.
-  napi_add_env_cleanup_hook(env, &ExitHub::OnTeardown, this);
+int ExitHub::Open() {
+  epoll_.Reset(::epoll_create1(EPOLL_CLOEXEC));
+  wake_.Reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!epoll_ || !wake_) return errno;
+  epoll_event event{};
+  // Edge-triggered: nobody has to read it.
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = kMail;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) < 0) return errno;
+  if (napi_async_init(env_, nullptr, Napi::String::New(env_, "nested-kvm"), &context_) != napi_ok) return ENOTSUP;
+  if (int error = poll_.Start(env_, epoll_.get(), &ExitHub::OnReadable, this); error != 0) {
+    napi_async_destroy(env_, context_);
+    return error;
+  }
+  napi_add_async_cleanup_hook(env_, &ExitHub::OnTeardown, this, &teardown_);
+  return 0;
 }
 
-ExitHub::~ExitHub() {
-  if (!watching_) return;
-  ::eventfd_write(watcher_stop_.get(), 1);
-  ::pthread_join(watcher_, nullptr);
-}
-
-void ExitHub::OnTeardown(void* self) {
+void ExitHub::OnTeardown(napi_async_cleanup_hook_handle, void* self) {
   auto* hub = static_cast<ExitHub*>(self);
   for (VcpuThread* thread : hub->threads_) thread->Abort();
   EnvData::Of(hub->env_)->hub = nullptr;
   for (auto& [id, watched] : hub->watched_) watched->Forget();
-  delete hub;
+  napi_async_destroy(hub->env_, hub->context_);
+  hub->poll_.Close([](void* self) {
+    std::unique_ptr<ExitHub> hub(static_cast<ExitHub*>(self));
+    napi_remove_async_cleanup_hook(hub->teardown_);
+  });
 }
 
 void ExitHub::Notify() {
   if (awake_.load()) return;
-  if (!wake_pending_.exchange(true)) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+  if (!wake_pending_.exchange(true)) ::eventfd_write(wake_.get(), 1);
 }
 
 void ExitHub::Hold(VcpuThread* thread) {
@@ -71,19 +90,32 @@ void ExitHub::KeepAlive() {
   const bool needed = !threads_.empty() || !watched_.empty();
   if (needed == kept_alive_) return;
   kept_alive_ = needed;
-  if (needed) {
-    napi_ref_threadsafe_function(env_, wake_);
-  } else {
-    napi_unref_threadsafe_function(env_, wake_);
-  }
+  poll_.KeepAlive(needed);
 }
 
-void ExitHub::OnWake(napi_env env, napi_value, void* hub, void*) {
-  if (env != nullptr) static_cast<ExitHub*>(hub)->Dispatch(env);
+void ExitHub::OnReadable(void* self) {
+  auto* hub = static_cast<ExitHub*>(self);
+  napi_env env = hub->env_;
+  Napi::HandleScope handles(env);
+  napi_value resource = nullptr;
+  napi_callback_scope scope = nullptr;
+  // What JS leaves to be done next (microtasks) is done where the scope ends.
+  if (napi_create_object(env, &resource) != napi_ok ||
+      napi_open_callback_scope(env, resource, hub->context_, &scope) != napi_ok) {
+    return;  // JS runs no more
+  }
+  hub->Dispatch();
+  bool thrown = false;
+  napi_value error = nullptr;
+  if (napi_is_exception_pending(env, &thrown) == napi_ok && thrown &&
+      napi_get_and_clear_last_exception(env, &error) == napi_ok) {
+    napi_fatal_exception(env, error);
+  }
+  napi_close_callback_scope(env, scope);
 }
 
 bool ExitHub::AnyMail() const {
-  return any_fired_.load() || std::any_of(threads_.begin(), threads_.end(), [](auto* t) { return t->HasMail(); });
+  return std::any_of(threads_.begin(), threads_.end(), [](auto* t) { return t->HasMail(); });
 }
 
 bool ExitHub::AnyRunning() const {
@@ -91,46 +123,51 @@ bool ExitHub::AnyRunning() const {
 }
 
 // Returns false when JS threw.
-bool ExitHub::DeliverAll(Napi::Env env, bool* any) {
-  *any = false;
-  if (any_fired_.exchange(false)) {
-    std::vector<std::pair<uint64_t, uint32_t>> fired;
-    {
-      std::lock_guard lock(fired_mutex_);
-      fired.swap(fired_);
-    }
-    for (auto [id, events] : fired) {
-      auto found = watched_.find(id);
-      if (found != watched_.end() && !found->second->Deliver(env, events)) return false;
-    }
-    *any = true;
-  }
+bool ExitHub::DeliverMail(bool* any) {
   // A handler may start, pause or close threads: walk by index over what is there at each step.
   for (size_t i = 0; i < threads_.size(); i++) {
     VcpuThread* thread = threads_[i];
     if (!thread->HasMail()) continue;
     *any = true;
-    if (!thread->Deliver(env)) return false;
+    if (!thread->Deliver(env_)) return false;
   }
   return true;
 }
 
-void ExitHub::Dispatch(Napi::Env env) {
+// Returns false when JS threw.
+bool ExitHub::DeliverEvents(bool* any) {
+  epoll_event events[16];
+  const int count = ::epoll_wait(epoll_.get(), events, 16, 0);
+  for (int i = 0; i < count; i++) {
+    // A handler may end the watch of what comes behind it.
+    auto found = watched_.find(events[i].data.u64);
+    if (found == watched_.end()) continue;
+    *any = true;
+    if (!found->second->Deliver(env_, events[i].events)) return false;
+  }
+  return true;
+}
+
+void ExitHub::Dispatch() {
   wake_pending_.store(false);
-  if (dispatching_) return;
-  dispatching_ = true;
   awake_.store(true);
   int64_t now = NowNs();
+  int64_t look_at = now;
   const int64_t turn_ends = now + kTurnNs;
   for (int spin = 1;; spin++) {
     bool any = false;
-    if (!DeliverAll(env, &any)) break;  // JS threw: Node reports it
+    if (!DeliverMail(&any)) break;  // JS threw: Node reports it
+    if (now >= look_at) {
+      if (!DeliverEvents(&any)) break;
+      look_at = now + kLookNs;
+    }
     if (any) {
       window_.Learn(now - last_delivery_ns_);
       now = last_delivery_ns_ = NowNs();
       if (now > turn_ends) break;
       continue;
     }
+    if (window_.ns() == 0) break;
     if (spin % 32 == 0) {
       now = NowNs();
       if (now - last_delivery_ns_ > window_.ns() || now > turn_ends || !AnyRunning()) break;
@@ -138,55 +175,12 @@ void ExitHub::Dispatch(Napi::Env env) {
     CpuRelax();
   }
   awake_.store(false);
-  dispatching_ = false;
   // Mail that came while `awake_` was still set woke nobody.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (AnyMail()) Notify();
 }
 
-int ExitHub::StartWatcher() {
-  if (watching_) return 0;
-  epoll_.Reset(::epoll_create1(EPOLL_CLOEXEC));
-  watcher_stop_.Reset(::eventfd(0, EFD_CLOEXEC));
-  if (!epoll_ || !watcher_stop_) return errno;
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = 0;
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, watcher_stop_.get(), &event) < 0) return errno;
-  const int error = ::pthread_create(
-      &watcher_, nullptr,
-      [](void* self) -> void* {
-        static_cast<ExitHub*>(self)->WatcherMain();
-        return nullptr;
-      },
-      this);
-  watching_ = error == 0;
-  return error;
-}
-
-void ExitHub::WatcherMain() {
-  sigset_t blocked;
-  ::sigfillset(&blocked);
-  ::pthread_sigmask(SIG_SETMASK, &blocked, nullptr);
-  epoll_event events[16];
-  for (;;) {
-    const int count = ::epoll_wait(epoll_.get(), events, 16, -1);
-    if (count < 0 && errno != EINTR) return;
-    for (int i = 0; i < count; i++) {
-      if (events[i].data.u64 == 0) return;
-      std::lock_guard lock(fired_mutex_);
-      // Copies: the struct is packed.
-      fired_.emplace_back(uint64_t{events[i].data.u64}, uint32_t{events[i].events});
-    }
-    if (count > 0) {
-      any_fired_.store(true);
-      Notify();
-    }
-  }
-}
-
 int ExitHub::Watch(Watched* watched, int fd, uint32_t events, uint64_t* id) {
-  if (int error = StartWatcher(); error != 0) return error;
   epoll_event event{};
   event.events = events;
   event.data.u64 = next_id_;

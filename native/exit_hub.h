@@ -1,15 +1,13 @@
 #pragma once
 
 #include <napi.h>
-#include <pthread.h>
 
 #include <atomic>
 #include <cstdint>
 #include <map>
-#include <mutex>
-#include <utility>
 #include <vector>
 
+#include "loop_poll.h"
 #include "poll_window.h"
 #include "unique_fd.h"
 
@@ -18,11 +16,12 @@ namespace nested_kvm {
 class VcpuThread;
 class Watched;
 
-// Where the vCPU threads and watched file descriptors of one JS environment meet its event loop. Mail wakes the loop through a
-// thread-safe function; then the JS thread polls for a short, adaptive while, so that a burst of exits pays for one
-// wake-up, not for one each.
+// Where the vCPU threads and watched file descriptors of one JS environment meet its event loop: all in one epoll instance, which the
+// loop polls. Mail wakes it through an eventfd; then the JS thread polls for a short, adaptive while, so that a burst of exits pays
+// for one wake-up, not for one each.
 class ExitHub {
  public:
+  // That of the environment, made where there is none yet; or nullptr with a KvmError pending.
   static ExitHub* Of(Napi::Env env);
 
   // Any thread: there is mail.
@@ -39,37 +38,31 @@ class ExitHub {
   void Unwatch(uint64_t id, int fd);
 
  private:
-  explicit ExitHub(Napi::Env env);
-  ~ExitHub();
+  explicit ExitHub(Napi::Env env) : env_(env) {}
 
-  static void OnWake(napi_env env, napi_value, void* hub, void*);
-  static void OnTeardown(void* hub);
-  void Dispatch(Napi::Env env);
-  bool DeliverAll(Napi::Env env, bool* any);
+  static void OnReadable(void* hub);
+  static void OnTeardown(napi_async_cleanup_hook_handle hook, void* hub);
+  int Open();
+  void Dispatch();
+  bool DeliverMail(bool* any);
+  bool DeliverEvents(bool* any);
   bool AnyMail() const;
   bool AnyRunning() const;
   void KeepAlive();
-  int StartWatcher();
-  void WatcherMain();
 
   Napi::Env env_;
-  napi_threadsafe_function wake_ = nullptr;
+  napi_async_context context_ = nullptr;
+  napi_async_cleanup_hook_handle teardown_ = nullptr;
+  UniqueFd epoll_, wake_;
+  LoopPoll poll_;
   std::atomic<bool> wake_pending_{false};
   std::atomic<bool> awake_{false};  // the JS thread looks at the mail by itself: no wake-up needed
-  bool dispatching_ = false;
   bool kept_alive_ = false;
   PollWindow window_;
   int64_t last_delivery_ns_ = 0;
   std::vector<VcpuThread*> threads_;
-
-  UniqueFd epoll_, watcher_stop_;
-  pthread_t watcher_{};
-  bool watching_ = false;
   uint64_t next_id_ = 1;
   std::map<uint64_t, Watched*> watched_;
-  std::mutex fired_mutex_;
-  std::vector<std::pair<uint64_t, uint32_t>> fired_;  // id and events
-  std::atomic<bool> any_fired_{false};
 };
 
 }  // namespace nested_kvm

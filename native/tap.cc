@@ -357,6 +357,7 @@ Napi::Value Tap::Watch(const Napi::CallbackInfo& info) {
   on_event_ = Napi::Persistent(info[0].As<Napi::Function>());
   if (hub_) return env.Undefined();
   ExitHub* hub = ExitHub::Of(env);
+  if (!hub) return env.Undefined();
   if (int error = hub->Watch(this, fd_.get(), EPOLLONESHOT, &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
   hub_ = hub;
   return env.Undefined();

@@ -108,8 +108,10 @@ void VcpuRunner::Post(Event event, int value) {
   const int64_t give_up = posted + window_.ns();
   for (int spin = 1; mailbox_.load(std::memory_order_acquire) != kEmpty; spin++) {
     if (aborting_.load(std::memory_order_relaxed)) return;
-    CpuRelax();
-    if (spin % 32 != 0 || NowNs() < give_up) continue;
+    if (window_.ns() > 0) {
+      CpuRelax();
+      if (spin % 32 != 0 || NowNs() < give_up) continue;
+    }
     uint32_t full = kFull;
     while (mailbox_.compare_exchange_strong(full, kFullAsleep) || full == kFullAsleep) {
       if (aborting_.load()) return;
@@ -167,9 +169,10 @@ VcpuThread::VcpuThread(const Napi::CallbackInfo& info) : Napi::ObjectWrap<VcpuTh
     ThrowKvmError(env, "VcpuThread", EBUSY, "the vCPU has a VcpuThread already");
     return;
   }
+  hub_ = ExitHub::Of(env);
+  if (!hub_) return;
   core_ = vcpu->core();
   on_event_ = Napi::Persistent(info[1].As<Napi::Function>());
-  hub_ = ExitHub::Of(env);
 }
 
 VcpuThread::~VcpuThread() { Abort(); }
