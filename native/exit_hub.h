@@ -33,7 +33,7 @@ class ExitHub {
 
   // JS thread. `events` are those of epoll(7). Returns 0 or an errno.
   int Watch(Watched* watched, int fd, uint32_t events, uint64_t* id);
-  // Watches for other events, or once more where EPOLLONESHOT is among them.
+  // Watches for other events.
   int Rearm(uint64_t id, int fd, uint32_t events);
   void Unwatch(uint64_t id, int fd);
 

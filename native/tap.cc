@@ -346,7 +346,7 @@ bool Tap::Deliver(Napi::Env env, uint32_t events) {
   return CallJs(env, on_event_, {Napi::Number::New(env, events)});
 }
 
-// watch(callback): calls back with the events of epoll(7), once after each arm().
+// watch(callback): calls back with the events of epoll(7) as long as they last, EPOLLERR also unasked.
 Napi::Value Tap::Watch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!Check(env, "epoll")) return env.Undefined();
@@ -358,20 +358,19 @@ Napi::Value Tap::Watch(const Napi::CallbackInfo& info) {
   if (hub_) return env.Undefined();
   ExitHub* hub = ExitHub::Of(env);
   if (!hub) return env.Undefined();
-  if (int error = hub->Watch(this, fd_.get(), EPOLLONESHOT, &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
+  if (int error = hub->Watch(this, fd_.get(), 0, &watch_id_); error != 0) return ThrowKvmError(env, "epoll", error);
   hub_ = hub;
   return env.Undefined();
 }
 
-// arm(events): calls back once when one of the events (EPOLLIN, EPOLLOUT) is there. Not edge-triggered: then every frame would wake the
-// watching thread, also while nobody wants them.
+// arm(events): from now on calls back for these (EPOLLIN, EPOLLOUT).
 Napi::Value Tap::Arm(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   uint64_t events = 0;
   if (!Check(env, "epoll") || !IntegerOf(info[0], "Tap.arm", EPOLLIN | EPOLLOUT, &events)) return env.Undefined();
   if (!hub_) return ThrowRange(env, "Tap.arm", "it is not watched");
   const uint32_t wanted = static_cast<uint32_t>(events) & (EPOLLIN | EPOLLOUT);
-  if (int error = hub_->Rearm(watch_id_, fd_.get(), wanted | EPOLLONESHOT); error != 0) return ThrowKvmError(env, "epoll", error);
+  if (int error = hub_->Rearm(watch_id_, fd_.get(), wanted); error != 0) return ThrowKvmError(env, "epoll", error);
   return env.Undefined();
 }
 

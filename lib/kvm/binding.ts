@@ -188,7 +188,7 @@ export interface NativeTap {
   drop(): void
   /** Gives how many frames were taken. */
   write(runs: Float64Array, counts: Uint32Array, frames: number): number
-  /** Calls back with events of epoll(7), once after each `arm`. */
+  /** Calls back with events of epoll(7) as long as they last: EPOLLERR, and those of the last `arm`. */
   watch(onEvent: (events: number) => void): void
   arm(events: number): void
   close(): void

@@ -16,6 +16,7 @@ const TUN_F_TSO6 = 4
 
 const EPOLLIN = 1
 const EPOLLOUT = 4
+const EPOLLERR = 8
 
 const MORE_RUNS = 1024
 
@@ -28,7 +29,12 @@ export class Tap implements NetBackend {
   readonly ifname: string
   readonly #native: NativeTap
   #events: NetEvents | undefined
+  /** What it calls back for. */
   #armed = 0
+  /** Everything was read since it last called back. */
+  #emptied = false
+  /** Not everything was taken since it last called back. */
+  #blocked = false
   /** The memory that frames have been in so far: a few large views, of which chains have parts. */
   #memory: Uint8Array[] = []
   #runs = new Float64Array(3 * MORE_RUNS)
@@ -66,7 +72,10 @@ export class Tap implements NetBackend {
     const taken = this.#whileThere(() => this.#native.write(this.#runs, this.#counts, frames.length))
     // Nobody is there to take them.
     if (taken === undefined) return frames.length
-    if (taken < frames.length) this.#arm(EPOLLOUT)
+    if (taken < frames.length) {
+      this.#blocked = true
+      this.#arm(this.#armed | EPOLLOUT)
+    }
     return taken
   }
 
@@ -78,7 +87,10 @@ export class Tap implements NetBackend {
     if (count === undefined) return { lengths: [], more: false }
     const lengths = Array.from(this.#lengths.subarray(0, count))
     const more = this.#lengths[count] !== TAP_EMPTY
-    if (!more) this.#arm(EPOLLIN)
+    if (!more) {
+      this.#emptied = true
+      this.#arm(this.#armed | EPOLLIN)
+    }
     return { lengths, more }
   }
 
@@ -92,20 +104,27 @@ export class Tap implements NetBackend {
   }
 
   #happened(happened: number): void {
-    const armed = this.#armed
-    this.#armed = 0
-    // EPOLLERR and EPOLLHUP come unasked: the interface was deleted. What is tried next finds out.
-    const readable = (armed & EPOLLIN) !== 0 && happened !== EPOLLOUT
-    const writable = (armed & EPOLLOUT) !== 0 && happened !== EPOLLIN
-    const rest = armed & ~(readable ? EPOLLIN : 0) & ~(writable ? EPOLLOUT : 0)
-    if (rest !== 0) this.#arm(rest)
-    if (readable) this.#events?.readable()
-    if (writable) this.#events?.writable()
+    if (happened & EPOLLERR) {
+      this.#gone()
+      return
+    }
+    // It calls back again and again for what is not taken: where that is left for later, it must not.
+    if (happened & EPOLLIN) {
+      this.#emptied = false
+      this.#events?.readable()
+      if (!this.#emptied) this.#arm(this.#armed & ~EPOLLIN)
+    }
+    if (happened & EPOLLOUT) {
+      this.#blocked = false
+      this.#events?.writable()
+      if (!this.#blocked) this.#arm(this.#armed & ~EPOLLOUT)
+    }
   }
 
   #arm(events: number): void {
-    this.#armed |= events
-    this.#whileThere(() => this.#native.arm(this.#armed))
+    if (events === this.#armed) return
+    this.#armed = events
+    this.#whileThere(() => this.#native.arm(events))
   }
 
   /** Undefined, and the network gone, where the interface was deleted. */
@@ -114,11 +133,16 @@ export class Tap implements NetBackend {
       return act()
     } catch (error) {
       if (!(error instanceof KvmError)) throw error
-      const events = this.#events
-      this.#events = undefined
-      events?.gone()
+      this.#gone()
       return undefined
     }
+  }
+
+  #gone(): void {
+    const events = this.#events
+    this.#events = undefined
+    this.#native.close()
+    events?.gone()
   }
 
   #describe(chains: readonly Chain[], side: 'readable' | 'writable'): void {

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import type { Json } from '../../../../lib/devices/device.js'
 import type { VirtioDevice, VirtioLink } from '../../../../lib/devices/virtio/device.js'
+import { MmioTransport } from '../../../../lib/devices/virtio/mmio-transport.js'
 import { QueueError } from '../../../../lib/devices/virtio/queue-error.js'
 import { FEATURE, REGISTER, STATUS } from '../../../../lib/devices/virtio/registers.js'
 import { plainMemory } from '../../memory/plain.js'
@@ -141,6 +142,29 @@ describe('a driver', () => {
     expect(registers.get(REGISTER.ConfigGeneration)).toBe(1)
     registers.set(REGISTER.InterruptACK, 1)
     expect(registers.get(REGISTER.InterruptStatus)).toBe(2)
+  })
+
+  it('finds the cause of an interrupt in a word that others may answer from, before it is interrupted', () => {
+    const device = new Probe()
+    const interruptStatus = new Uint32Array(1)
+    const seen: number[] = []
+    const interrupt = { signal: () => void seen.push(interruptStatus[0]!) }
+    const transport = new MmioTransport(plainMemory([[0, MEMORY]]), device, { interrupt, interruptStatus })
+    transport.resume()
+    const set = (offset: number, value: number) => transport.write(offset, new Uint8Array(Uint32Array.of(value).buffer))
+    set(REGISTER.DriverFeaturesSel, 1)
+    set(REGISTER.DriverFeatures, 1)
+    for (const status of [STATUS.FEATURES_OK, STATUS.DRIVER_OK]) set(REGISTER.Status, status)
+    device.link!.configChanged()
+    expect(seen).toEqual([2])
+    interruptStatus[0] = 0
+    expect(transport.saveState()).toMatchObject({ interruptStatus: 0 })
+    device.link!.configChanged()
+    set(REGISTER.InterruptACK, 2)
+    expect([seen, interruptStatus[0]]).toEqual([[2, 2], 0])
+    device.link!.configChanged()
+    transport.reset()
+    expect(interruptStatus[0]).toBe(0)
   })
 
   it('that breaks the rules of a queue has to reset the device', async () => {
