@@ -2,6 +2,7 @@ import { readdirSync } from 'node:fs'
 import { expect, it, onTestFinished } from 'vitest'
 import type { MachineOptions } from '../../lib/config/machine-config.js'
 import { Machine } from '../../lib/machine/machine.js'
+import { assemble } from '../guests/assemble.js'
 import { ELF_ORIGIN, elfKernel } from '../guests/elf.js'
 
 /** What follows `label` on COM1. */
@@ -40,6 +41,50 @@ it('a kernel is entered in long mode, talks on the console and powers off', asyn
   expect(await l1.wait()).toEqual({ reason: 'shutdown' })
   expect(Buffer.concat(read).toString()).toBe('hello from L1\r\n')
   expect(l1.state).toBe('ended')
+})
+
+it('64 vCPUs start by INIT and SIPI, and each finds its own x2APIC id', { timeout: 60_000 }, async () => {
+  const [START, IDS, COUNT] = [0x3_0000, 0x800, 0x900]
+  const source = `
+    mov ecx, 0x1b         # IA32_APIC_BASE: x2APIC
+    rdmsr
+    or eax, 0xc00
+    wrmsr
+    xor edx, edx
+    mov ecx, 0x830        # ICR: to all but itself
+    mov eax, 0xc4500      # INIT
+    wrmsr
+    mov eax, ${0xc4600 + START / 4096} # start-up there
+    wrmsr
+    mov ebx, ${START + COUNT}
+  3:
+    cmp dword ptr [rbx], 63
+    jb 3b
+    ${print('text')}
+    cli
+    hlt
+    text: .asciz "all here"`
+  const trampoline = `.code16
+    mov ax, cs
+    mov ds, ax
+    mov eax, 0xb
+    xor ecx, ecx
+    cpuid
+    mov esi, edx          # this one's x2APIC id
+    mov eax, 1
+    cpuid
+    shr ebx, 24           # and its initial APIC id
+    mov byte ptr [si + ${IDS}], bl
+    lock inc dword ptr [${COUNT}]
+  4:
+    hlt
+    jmp 4b`
+  const l1 = await machine(source, { vcpus: 64 })
+  l1.memory.write(START, assemble(trampoline, 0))
+  await l1.start()
+  await l1.console.expect('all here')
+  expect(l1.vcpus).toHaveLength(64)
+  expect([...l1.memory.view(START + IDS, 64)]).toEqual(Array.from({ length: 64 }, (_, id) => id))
 })
 
 it('the boot parameters hold the command line and the memory map', async () => {
