@@ -28,6 +28,15 @@ export interface Parts extends Platform {
   readonly msrIndices: readonly number[]
 }
 
+/** What a machine is made of, and how. */
+export interface Blueprint {
+  readonly config: MachineConfig
+  readonly state: 'created' | 'paused'
+  /** Network cards have no cable: another machine has the same addresses. */
+  readonly unplugged?: boolean
+  build(peripherals: readonly Peripheral[], events: PlatformEvents): Parts
+}
+
 const NEEDED: readonly CapabilityName[] = [
   'IRQCHIP',
   'IRQ_ROUTING',
