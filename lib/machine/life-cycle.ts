@@ -107,6 +107,7 @@ export class LifeCycle {
       else thread.resume()
     }
     this.parts.virtio.resume()
+    this.parts.rtc.resume()
   }
 
   /** Does something to the machine while no vCPU runs, and lets it go on if it ran. */
@@ -172,6 +173,7 @@ export class LifeCycle {
   async #comeToRest(): Promise<void> {
     try {
       await Promise.all(this.#threads.map(thread => thread.pause()))
+      this.parts.rtc.pause()
       await this.parts.virtio.pause()
       this.parts.uart.flush()
       // The guest may have ended in the very exit that was completed, or asked for a reset.
@@ -232,7 +234,9 @@ export class LifeCycle {
   }
 
   #require(state: MachineState, what: string): void {
-    if (this.#state !== state) throw new GuestError(`cannot ${what}: the machine is ${this.#state}`)
+    // It may be about to end.
+    const now = this.#ended ? 'ended' : this.#state
+    if (now !== state) throw new GuestError(`cannot ${what}: the machine is ${now}`)
   }
 
   #crash(vcpu: Vcpu, exit: VcpuExit): void {
@@ -248,11 +252,12 @@ export class LifeCycle {
   }
 
   async #release(end: MachineEnd, failure: Error | undefined): Promise<MachineEnd> {
-    const { uart, console, virtio, vm } = this.parts
+    const { uart, rtc, console, virtio, vm } = this.parts
     // What is being written reads the memory that is to go.
     this.#operation?.abort.abort(new GuestError('the machine has ended'))
     await this.#operation?.done.catch(() => {})
     await Promise.all(this.#threads.map(thread => thread.stop()))
+    rtc.pause()
     await virtio.pause()
     this.#state = 'ended'
     uart.flush()
