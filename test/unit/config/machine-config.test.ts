@@ -64,6 +64,7 @@ describe('parseMachineConfig', () => {
     })
     for (const [field, options] of [
       ['hugePages', { hugePages: true }],
+      ['memory', { hugePages: 'hugetlb', memory: '513M' }],
       ['console', { console: 'hvc0' }],
       ['rng', { rng: 'yes' }],
       ['vsock', { vsock: 'v.sock' }],
