@@ -7,7 +7,7 @@ import type { Vcpu } from '../kvm/vcpu.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
 import { readSnapshot } from '../snapshot/read.js'
 import type { SnapshotInfo } from '../snapshot/save.js'
-import { verifyMemory } from '../snapshot/verify.js'
+import { verifySnapshot } from '../snapshot/verify.js'
 import { type Blueprint, buildMachine } from './builder.js'
 import type { Checkpoint } from './checkpoint.js'
 import type { Console } from './console.js'
@@ -75,7 +75,7 @@ export class Machine extends EventEmitter<MachineEvents> {
    * @throws {KvmError} KVM is not there
    */
   static async restore(directory: string, options: RestoreOptions = {}): Promise<Machine> {
-    if (options.verify) await verifyMemory(directory, options)
+    if (options.verify) await verifySnapshot(directory, options)
     const snapshot = await readSnapshot(directory)
     using kvm = Kvm.open()
     const config = restoredConfig(snapshot, kvm, options)

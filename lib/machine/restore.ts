@@ -21,9 +21,9 @@ export interface RestoreOptions {
    * where they stood.
    */
   readonly clock?: ClockMode
-  /** Reads all of the memory first and checks it against its sums. */
+  /** Reads all of the memory, and of what was written to disks, first and checks it against its sums. */
   readonly verify?: boolean
-  /** Told how much of the memory has been checked, in bytes. */
+  /** Told how much has been checked, in bytes. */
   readonly onProgress?: (done: number, total: number) => void
   /** Ends the check; its reason is thrown. */
   readonly signal?: AbortSignal
