@@ -136,6 +136,7 @@ export function runCommand(): Command {
             vcpus: cpus,
             memory,
             hugePages,
+            name: session.name,
             disks: disk,
             nets: net,
             console,

@@ -28,6 +28,11 @@ export interface MachineOptions extends BootOptions {
    * so are those of checkpoints, of which the first of `hugetlb` memory is a copy of all that is in use. Default: `auto`.
    */
   readonly hugePages?: HugePages | undefined
+  /**
+   * What it is known by on this host, to this user: the addresses of its network cards that are not given follow from it, so that they are
+   * the same each time. Default: none.
+   */
+  readonly name?: string | undefined
   /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
   readonly disks?: readonly DiskOptions[] | undefined
   /** Network cards, which the guest sees as eth0, eth1 and so on. Default: none. */
@@ -82,6 +87,7 @@ const KEYS = [
   'vcpus',
   'memory',
   'hugePages',
+  'name',
   'disks',
   'nets',
   'console',
@@ -121,7 +127,7 @@ export function parseMachineConfig(options: MachineOptions, limits: Partial<Host
     memory,
     hugePages: pages,
     disks: parseDisks(options.disks),
-    nets: parseNets(options.nets),
+    nets: parseNets(options.nets, machineName(options.name)),
     ...resetPolicy(options),
     console,
     rng: flag('rng', options.rng ?? true),
@@ -208,6 +214,12 @@ export function consoleKind(value: unknown = 'serial'): ConsoleKind {
   const kind = CONSOLES.find(kind => kind === value)
   if (!kind) throw new ConfigError('console', value, 'there is no such console', `give one of ${CONSOLES.join(', ')}`)
   return kind
+}
+
+function machineName(value: unknown): string | undefined {
+  if (value === undefined) return undefined
+  if (text('name', value) === '') throw new ConfigError('name', value, 'it is empty', 'give one, or none at all')
+  return value as string
 }
 
 export function flag(field: string, value: unknown): boolean {
