@@ -9,6 +9,7 @@ const remedies: Record<string, string> = {
     'huge pages need CAP_SYS_ADMIN: run as root, or leave them to the host (auto)',
   'fsopen of a tmpfs with huge pages:EINVAL':
     'this kernel has no transparent huge pages: leave them to the host (auto)',
+  'mmap of huge pages:ENOMEM': "the host's pool has too few: vm.nr_hugepages says how many there are",
   'KVM_CREATE_VM:ENOMEM': 'the host is out of memory for VMs',
   'KVM_CREATE_VCPU:EEXIST': 'a vCPU with this id exists already, or an irqchip must be created before any vCPU',
   'KVM_CREATE_VCPU:EINVAL': 'the vCPU id is beyond KVM_CAP_MAX_VCPU_ID, or there are too many vCPUs',

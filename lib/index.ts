@@ -28,6 +28,7 @@ export { type KernelModule, ModuleTree } from './lab/modules.js'
 export { L2_INITRD, L2_KERNEL, LAST_COUNT, MARK, QUICK_CMDLINE, writeTowerImage } from './lab/tower-image.js'
 export { Checkpoint } from './machine/checkpoint.js'
 export type { Console, ExpectMatch, ExpectOptions } from './machine/console.js'
+export type { SnapshotOptions } from './machine/history.js'
 export {
   forL2Section,
   type Inspection,
@@ -38,15 +39,9 @@ export {
   walkL2,
 } from './machine/inspect.js'
 export { diffInspections, type InspectionDifference, type VcpuDifference } from './machine/inspect-diff.js'
-export {
-  type GuestPanic,
-  type GuestReset,
-  Machine,
-  type MachineEnd,
-  type MachineState,
-  type RestoreOptions,
-  type SnapshotOptions,
-} from './machine/machine.js'
+export { Machine } from './machine/machine.js'
+export type { GuestPanic, GuestReset, MachineEnd, MachineState } from './machine/machine-events.js'
+export type { RestoreOptions } from './machine/restore.js'
 export type { Vsock, VsockConnectOptions, VsockListener } from './machine/vsock.js'
 export { GuestAddressError, GuestMemory, type MemoryRegion } from './memory/guest-memory.js'
 export {
@@ -85,4 +80,4 @@ export { readSnapshot, type Snapshot } from './snapshot/read.js'
 export { type SnapshotContents, type SnapshotInfo, writeSnapshot } from './snapshot/save.js'
 export { SnapshotMemory } from './snapshot/snapshot-memory.js'
 export { squashSnapshot } from './snapshot/squash.js'
-export { verifyMemory } from './snapshot/verify.js'
+export { verifySnapshot } from './snapshot/verify.js'

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string>
+#include <vector>
 
 #include "env_data.h"
 #include "ioctl.h"
@@ -42,24 +43,28 @@ void Views::Detach(Napi::Env env) {
 Napi::Function Memory::Define(Napi::Env env) {
   return DefineClass(env, "Memory",
                      {InstanceMethod<&Memory::Buffers>("buffers"), InstanceMethod<&Memory::Map>("map"),
-                      InstanceMethod<&Memory::Share>("share"), InstanceMethod<&Memory::Close>("close")});
+                      InstanceMethod<&Memory::Share>("share"),
+                      InstanceMethod<&Memory::ResidentRanges>("residentRanges"), InstanceMethod<&Memory::Close>("close")});
 }
 
 // new Memory(size): anonymous. new Memory(size, file): the content of `file`, shared with it.
 Memory::Memory(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Memory>(info) {
   uint64_t size = 0;
   if (!IntegerOf(info[0], "Memory", uint64_t{1} << 52, &size)) return;
+  const char* name = "mmap";
   int fd = -1;
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (info[1].IsObject()) {
     MemoryFile* file = UnwrapAs<MemoryFile>(info[1], "Memory: takes a MemoryFile");
     if (!file) return;
     fd = file->fd();
-    flags = MAP_SHARED | MAP_NORESERVE;
+    // Huge pages of the pool are reserved now: where there is none at a page's first use, that is a SIGBUS.
+    flags = file->hugetlb() ? MAP_SHARED : MAP_SHARED | MAP_NORESERVE;
+    if (file->hugetlb()) name = "mmap of huge pages";
   }
   void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd, 0);
   if (address == MAP_FAILED) {
-    ThrowKvmError(info.Env(), "mmap", errno);
+    ThrowKvmError(info.Env(), name, errno);
     return;
   }
   mapping_ = std::make_shared<Mapping>(address, size);
@@ -114,6 +119,34 @@ Napi::Value Memory::Share(const Napi::CallbackInfo& info) {
                          MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file->fd(), 0);
   if (address == MAP_FAILED) return ThrowKvmError(env, kName, errno);
   return env.Undefined();
+}
+
+// residentRanges(): [offset, length, ...] of the pages that are there, ascending. What is never swapped out is all zero elsewhere.
+Napi::Value Memory::ResidentRanges(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "mincore";
+  Napi::Env env = info.Env();
+  if (!mapping_) return ThrowKvmError(env, kName, EBADF, "this Memory is closed");
+  auto ranges = Napi::Array::New(env);
+  std::vector<unsigned char> resident(kChunk / kPage);
+  size_t start = 0;
+  bool within = false;
+  auto end_at = [&](size_t end) {
+    ranges.Set(ranges.Length(), static_cast<double>(start));
+    ranges.Set(ranges.Length(), static_cast<double>(end - start));
+  };
+  for (size_t offset = 0; offset < mapping_->size(); offset += kChunk) {
+    const size_t length = std::min(kChunk, mapping_->size() - offset);
+    if (::mincore(mapping_->address() + offset, length, resident.data()) < 0) return ThrowKvmError(env, kName, errno);
+    for (size_t page = 0; page * kPage < length; page++) {
+      if (((resident[page] & 1) != 0) == within) continue;
+      const size_t at = offset + page * kPage;
+      if (within) end_at(at);
+      start = at;
+      within = !within;
+    }
+  }
+  if (within) end_at(mapping_->size());
+  return ranges;
 }
 
 Napi::Value Memory::Close(const Napi::CallbackInfo& info) {

@@ -56,6 +56,7 @@ class Memory : public Napi::ObjectWrap<Memory> {
   Napi::Value Buffers(const Napi::CallbackInfo& info);
   Napi::Value Map(const Napi::CallbackInfo& info);
   Napi::Value Share(const Napi::CallbackInfo& info);
+  Napi::Value ResidentRanges(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Mapping> mapping_;

@@ -1,6 +1,7 @@
 #include "memory_file.h"
 
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <linux/mount.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -44,7 +45,7 @@ Napi::Function MemoryFile::Define(Napi::Env env) {
                       InstanceMethod<&MemoryFile::Write>("write"), InstanceMethod<&MemoryFile::Close>("close")});
 }
 
-// new MemoryFile(size, huge): new memory, all zero, of huge pages: 0 no, 1 where they can be had, 2 in any case. new MemoryFile(path): a regular file, read-only.
+// new MemoryFile(size, huge): new memory, all zero, of huge pages: 0 no, 1 where they can be had, 2 in any case, 3 of the host's pool. new MemoryFile(path): a regular file, read-only.
 MemoryFile::MemoryFile(const Napi::CallbackInfo& info) : Napi::ObjectWrap<MemoryFile>(info) {
   Napi::Env env = info.Env();
   if (info[0].IsString()) {
@@ -64,8 +65,16 @@ MemoryFile::MemoryFile(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Memory
     uint64_t size = 0;
     if (!IntegerOf(info[0], "MemoryFile", uint64_t{1} << 52, &size)) return;
     uint64_t huge = 0;
-    if (info[1].IsNumber() && !IntegerOf(info[1], "MemoryFile", 2, &huge)) return;
-    if (huge != 0) fd_.Reset(HugeFile());
+    if (info[1].IsNumber() && !IntegerOf(info[1], "MemoryFile", 3, &huge)) return;
+    if (huge == 3) {
+      hugetlb_ = true;
+      fd_.Reset(::memfd_create("nested-kvm", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB));
+      if (!fd_ || ::ftruncate(fd_.get(), static_cast<off_t>(size)) < 0) {
+        ThrowKvmError(env, "memfd_create of huge pages", errno);
+        return;
+      }
+    }
+    if (huge == 1 || huge == 2) fd_.Reset(HugeFile());
     if (huge == 2 && !fd_) {
       ThrowKvmError(env, "fsopen of a tmpfs with huge pages", errno);
       return;

@@ -19,6 +19,8 @@ class MemoryFile : public Napi::ObjectWrap<MemoryFile> {
   explicit MemoryFile(const Napi::CallbackInfo& info);
 
   int fd() const { return fd_.get(); }
+  // Whether its pages are of the host's pool of huge pages.
+  bool hugetlb() const { return hugetlb_; }
   // Bytes, as the file has them now. 0 where it is closed.
   uint64_t Size() const;
 
@@ -33,6 +35,7 @@ class MemoryFile : public Napi::ObjectWrap<MemoryFile> {
   UniqueFd fd_;
   // Whether the file is ours alone, so that nobody can cut it short.
   bool own_ = false;
+  bool hugetlb_ = false;
   // All of a file of our own, for reading: made with the first Read().
   std::unique_ptr<Mapping> view_;
 };

@@ -31,7 +31,7 @@ export function restoreCommand(): Command {
   const command = new Command('restore')
     .description('go on with a saved machine, its console on this terminal')
     .argument('<directory>', 'a snapshot')
-    .option('--verify', 'read all of its memory first and check it; only its state is checked otherwise')
+    .option('--verify', 'read all of its memory and disks first and check them; only its state is checked otherwise')
     .addOption(
       new Option('--clock <mode>', "whether the guest's clocks make up for the time since, or go on where they stood")
         .choices(['realtime', 'stopped'])
@@ -43,7 +43,7 @@ export function restoreCommand(): Command {
     .action(async (directory: string, { verify = false, clock, vsock, ...session }: RestoreFlags) => {
       process.exitCode = await runSession(async signal => {
         const status = new StatusLine(process.stderr.isTTY && !session.json ? process.stderr : undefined)
-        const onProgress = (done: number, total: number) => status.show(`checking memory: ${percent({ done, total })}`)
+        const onProgress = (done: number, total: number) => status.show(`checking: ${percent({ done, total })}`)
         try {
           return await Machine.restore(directory, {
             verify,

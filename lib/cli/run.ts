@@ -77,9 +77,9 @@ export function runCommand(): Command {
     .addOption(
       new Option(
         '--huge-pages <when>',
-        'huge pages for it: where the host gives them to programs, in any case, or never',
+        "huge pages for it: where the host gives them to programs, in any case, or never; or of the host's pool",
       )
-        .choices(['auto', 'always', 'never'])
+        .choices(['auto', 'always', 'never', 'hugetlb'])
         .default('auto'),
     )
     .option(
@@ -136,6 +136,7 @@ export function runCommand(): Command {
             vcpus: cpus,
             memory,
             hugePages,
+            name: session.name,
             disks: disk,
             nets: net,
             console,

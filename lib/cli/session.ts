@@ -60,7 +60,10 @@ connection is the console.`
 
 export function addSessionOptions(command: Command): Command {
   return command
-    .option('--name <name>', 'what `nested-kvm ps` and `nested-kvm ctl` know the machine by')
+    .option(
+      '--name <name>',
+      'what `nested-kvm ps` and `nested-kvm ctl` know the machine by; its network cards keep their addresses',
+    )
     .addOption(new Option('--control <socket>', 'a path for its control socket instead of a name').conflicts('name'))
     .option('--no-reboot', 'end with a reset of the guest, which boots again otherwise')
     .addOption(

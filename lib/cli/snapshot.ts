@@ -1,5 +1,5 @@
 import { Command } from 'commander'
-import { readSnapshot, SnapshotError, squashSnapshot, verifyMemory } from '../index.js'
+import { readSnapshot, SnapshotError, squashSnapshot, verifySnapshot } from '../index.js'
 import { exitCode, printJson, reportFailure } from './output.js'
 import { describeSize, longWork, percent } from './progress.js'
 
@@ -9,13 +9,13 @@ interface JsonFlag {
 
 /** `nested-kvm snapshot`: what there is to do with a saved machine. */
 export function snapshotCommand(): Command {
-  const verify = new Command('verify')
+  const verifyCommand = new Command('verify')
     .description('read a snapshot and all it is based on, and check it')
     .argument('<directory>', 'a snapshot')
     .option('--json', 'print one line of JSON')
     .addHelpText('after', '\nExit code: 0 if every byte is what was written, 1 if not; what is wrong is named.')
     .action(async (directory: string, _flags: JsonFlag, command: Command) => {
-      process.exitCode = await verifySnapshot(directory, json(command))
+      process.exitCode = await verify(directory, json(command))
     })
   const squash = new Command('squash')
     .description('make one full snapshot of a differential and all it is based on')
@@ -43,7 +43,7 @@ Examples:
   nested-kvm snapshot verify snap
   nested-kvm snapshot squash monday whole`,
     )
-    .addCommand(verify)
+    .addCommand(verifyCommand)
     .addCommand(squash)
 }
 
@@ -51,15 +51,15 @@ function json(command: Command): boolean {
   return command.opts<JsonFlag>().json === true
 }
 
-function verifySnapshot(directory: string, json: boolean): Promise<number> {
+function verify(directory: string, json: boolean): Promise<number> {
   return longWork(json, async ({ signal, show }) => {
     let bytes = 0
     const onProgress = (done: number, total: number) => {
       bytes = total
-      show(`checking memory: ${percent({ done, total })}`)
+      show(`checking: ${percent({ done, total })}`)
     }
     try {
-      await verifyMemory(directory, { signal, onProgress })
+      await verifySnapshot(directory, { signal, onProgress })
     } catch (error) {
       if (!(error instanceof SnapshotError)) throw error
       // It was asked, and this is the answer.
@@ -70,7 +70,7 @@ function verifySnapshot(directory: string, json: boolean): Promise<number> {
     if (json) printJson({ ok: true, directory: chain[0], id, created, chain, bytes })
     else {
       const based = chain.length > 1 ? `, with ${chain.length - 1} that it is based on` : ''
-      process.stdout.write(`${directory}: intact${based}: ${describeSize(bytes)} of memory checked\n`)
+      process.stdout.write(`${directory}: intact${based}: ${describeSize(bytes)} checked\n`)
     }
     return exitCode.ok
   })

@@ -23,10 +23,16 @@ export interface MachineOptions extends BootOptions {
   /** Bytes, or a size as `512M` or `8G` (powers of 1024). Default: `512M`. */
   readonly memory?: number | string | undefined
   /**
-   * Huge pages for the memory: where the host gives them to programs, in any case (that needs CAP_SYS_ADMIN), or never. Those of a
-   * restored or forked machine are small. Default: `auto`.
+   * Huge pages for the memory: where the host gives them to programs, in any case (that needs CAP_SYS_ADMIN), or never; or `hugetlb`, of
+   * the host's pool (`vm.nr_hugepages`), from which they are reserved at once. The pages of a restored or forked machine are small, and
+   * so are those of checkpoints, of which the first of `hugetlb` memory is a copy of all that is in use. Default: `auto`.
    */
   readonly hugePages?: HugePages | undefined
+  /**
+   * What it is known by on this host, to this user: the addresses of its network cards that are not given follow from it, so that they are
+   * the same each time. Default: none.
+   */
+  readonly name?: string | undefined
   /** Disks, which the guest sees as /dev/vda, /dev/vdb and so on. Default: none. */
   readonly disks?: readonly DiskOptions[] | undefined
   /** Network cards, which the guest sees as eth0, eth1 and so on. Default: none. */
@@ -70,7 +76,7 @@ export interface HostLimits {
   readonly vcpus: number
 }
 
-const HUGE_PAGES = ['auto', 'always', 'never'] as const
+const HUGE_PAGES = ['auto', 'always', 'never', 'hugetlb'] as const
 const CONSOLES = ['serial', 'virtio'] as const
 const CMDLINES = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' } as const
 const DEFAULTS = { cpu: 'host', vcpus: 1, memory: '512M' } as const
@@ -81,6 +87,7 @@ const KEYS = [
   'vcpus',
   'memory',
   'hugePages',
+  'name',
   'disks',
   'nets',
   'console',
@@ -91,6 +98,7 @@ const KEYS = [
 ] as const
 
 const PAGE_SIZE = 4096
+const HUGETLB_PAGE = 2 ** 21
 const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
 
 /**
@@ -108,15 +116,18 @@ export function parseMachineConfig(options: MachineOptions, limits: Partial<Host
     throw new ConfigError(unknown, value, 'there is no such field', `the fields are ${KEYS.join(', ')}`)
   }
   const console = consoleKind(options.console)
+  const memory = memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem())
+  const pages = hugePages(options.hugePages)
+  if (pages === 'hugetlb') checkHugetlb(options.memory ?? DEFAULTS.memory, memory)
   return {
     ...parseBootOptions(options),
     cmdline: text('cmdline', options.cmdline ?? CMDLINES[console]),
     cpu: text('cpu', options.cpu ?? DEFAULTS.cpu),
     vcpus: vcpuCount(options.vcpus ?? DEFAULTS.vcpus, limits.vcpus),
-    memory: memorySize(options.memory ?? DEFAULTS.memory, limits.memory ?? totalmem()),
-    hugePages: hugePages(options.hugePages),
+    memory,
+    hugePages: pages,
     disks: parseDisks(options.disks),
-    nets: parseNets(options.nets),
+    nets: parseNets(options.nets, machineName(options.name)),
     ...resetPolicy(options),
     console,
     rng: flag('rng', options.rng ?? true),
@@ -178,6 +189,13 @@ export function memorySize(value: unknown, hostMemory: number): number {
   return size
 }
 
+function checkHugetlb(value: unknown, memory: number): void {
+  if (memory % HUGETLB_PAGE === 0) return
+  const problem = 'it is no multiple of 2 MiB, the size of the pages of hugetlb'
+  const next = Math.ceil(memory / HUGETLB_PAGE) * HUGETLB_PAGE
+  throw new ConfigError('memory', value, problem, `give for example ${next / 2 ** 20}M`)
+}
+
 export function vcpuCount(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1) {
     throw new ConfigError('vcpus', value, 'it is no count of processors', 'give 1 or more')
@@ -196,6 +214,12 @@ export function consoleKind(value: unknown = 'serial'): ConsoleKind {
   const kind = CONSOLES.find(kind => kind === value)
   if (!kind) throw new ConfigError('console', value, 'there is no such console', `give one of ${CONSOLES.join(', ')}`)
   return kind
+}
+
+function machineName(value: unknown): string | undefined {
+  if (value === undefined) return undefined
+  if (text('name', value) === '') throw new ConfigError('name', value, 'it is empty', 'give one, or none at all')
+  return value as string
 }
 
 export function flag(field: string, value: unknown): boolean {

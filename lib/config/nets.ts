@@ -13,7 +13,10 @@ export interface TapOptions {
   readonly ifname?: string | undefined
   /** The bridge that it is put on, which needs CAP_NET_ADMIN. */
   readonly bridge?: string | undefined
-  /** As in `02:00:00:00:00:01`. Default: one that follows from this host and `ifname`, or a random one. */
+  /**
+   * As in `02:00:00:00:00:01`. Default: one that follows from this host and `ifname`; without that from this host, its user, the machine's
+   * `name` and the card's place; where there is no name either, a new one each time.
+   */
   readonly mac?: string | undefined
 }
 
@@ -22,6 +25,7 @@ export interface UserNetOptions {
   readonly type: 'user'
   /** Ports of the host that lead to the guest. Default: none. */
   readonly forward?: readonly PortForward[] | undefined
+  /** As in `02:00:00:00:00:01`. Default: as that of a tap without `ifname`. */
   readonly mac?: string | undefined
 }
 
@@ -41,14 +45,17 @@ const NAME_MAX = 15
 
 /**
  * Checks the network cards of a machine and fills in the defaults. The host's interfaces are not looked at.
+ * @param name the machine's
  * @throws {ConfigError} naming the field, its value and what to do
  */
-export function parseNets(value: unknown = []): NetConfig[] {
+export function parseNets(value: unknown = [], name?: string): NetConfig[] {
   if (!Array.isArray(value)) throw new ConfigError('nets', value, 'it is no list', 'give [{ type: "user" }]')
   if (value.length > MOST) {
     throw new ConfigError('nets', `${value.length} network cards`, 'they are too many', `give at most ${MOST}`)
   }
-  const nets = value.map((net, index) => parseNet(`nets[${index}]`, net))
+  const nets = value.map((net, index) =>
+    parseNet(`nets[${index}]`, net, name === undefined ? null : `${userId()}\0${name}\0${index}`),
+  )
   const twice = nets.findIndex(({ mac }, index) => nets.findIndex(other => other.mac === mac) < index)
   if (twice >= 0) {
     throw new ConfigError(`nets[${twice}].mac`, nets[twice]!.mac, 'another card has it', 'give each one of its own')
@@ -56,7 +63,8 @@ export function parseNets(value: unknown = []): NetConfig[] {
   return nets
 }
 
-function parseNet(field: string, value: unknown): NetConfig {
+/** @param place tells the card from all others of this host; null where nothing does */
+function parseNet(field: string, value: unknown, place: string | null): NetConfig {
   const { type } = Object(value) as Record<string, unknown>
   if (type !== 'tap' && type !== 'user') {
     throw new ConfigError(`${field}.type`, type, 'there is no such network', 'give tap or user')
@@ -64,14 +72,18 @@ function parseNet(field: string, value: unknown): NetConfig {
   const net = value as Record<string, unknown>
   refuseUnknown(field, net, KEYS[type])
   if (type === 'user') {
-    return { type, forward: parseForwards(`${field}.forward`, net.forward), mac: parseMac(`${field}.mac`, net.mac) }
+    return {
+      type,
+      forward: parseForwards(`${field}.forward`, net.forward),
+      mac: parseMac(`${field}.mac`, net.mac, place),
+    }
   }
   const ifname = parseName(`${field}.ifname`, net.ifname)
   const bridge = parseName(`${field}.bridge`, net.bridge)
   if (ifname === null && bridge === null) {
     throw new ConfigError(field, 'tap', 'it leads nowhere', 'name an existing tap (ifname), or a bridge')
   }
-  return { type, ifname, bridge, mac: parseMac(`${field}.mac`, net.mac, ifname) }
+  return { type, ifname, bridge, mac: parseMac(`${field}.mac`, net.mac, ifname ?? place) }
 }
 
 function refuseUnknown(field: string, given: Record<string, unknown>, keys: readonly string[]): void {
@@ -96,9 +108,9 @@ function parseName(field: string, value: unknown): string | null {
   return value
 }
 
-/** @param ifname the tap, which no other machine of this host has at the same time */
-function parseMac(field: string, value: unknown, ifname: string | null = null): string {
-  if (value === undefined) return defaultMac(ifname)
+/** @param place the tap, which no other machine of this host has at the same time, or what else tells which card this is */
+function parseMac(field: string, value: unknown, place: string | null): string {
+  if (value === undefined) return defaultMac(place)
   if (typeof value !== 'string' || !/^([\da-f]{2}:){5}[\da-f]{2}$/i.test(value)) {
     throw new ConfigError(field, value, 'it is no MAC address', 'write it as in 02:00:00:00:00:01')
   }
@@ -114,14 +126,19 @@ function parseMac(field: string, value: unknown, ifname: string | null = null): 
 }
 
 /**
- * An address of our own making (IEEE 802: the bit 2 of the first byte). The same for the same tap of the same host, so that a guest
+ * An address of our own making (IEEE 802: the bit 2 of the first byte). The same for the same place of the same host, so that a guest
  * finds its card and its lease again; where nothing tells which card it is, a random one, so that no two are the same.
  */
-function defaultMac(ifname: string | null): string {
+function defaultMac(place: string | null): string {
   const bytes =
-    ifname === null ? randomBytes(6) : createHash('sha256').update(`${hostId()}\0${ifname}`).digest().subarray(0, 6)
+    place === null ? randomBytes(6) : createHash('sha256').update(`${hostId()}\0${place}`).digest().subarray(0, 6)
   bytes[0] = (bytes[0]! & 0xfc) | 2
   return [...bytes].map(byte => byte.toString(16).padStart(2, '0')).join(':')
+}
+
+/** Each user of a host has names of its own. */
+function userId(): number | undefined {
+  return process.getuid?.()
 }
 
 function hostId(): string {

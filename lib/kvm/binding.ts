@@ -125,6 +125,8 @@ export interface NativeMemory {
   map(offset: number, length: number, file: NativeMemoryFile, fileOffset: number): void
   /** Gives all of it the content of `file`, which what is written from now on goes to. */
   share(file: NativeMemoryFile): void
+  /** Offset and length of each range whose pages are there, ascending. What is never swapped out is all zero elsewhere (`mincore`). */
+  residentRanges(): number[]
   close(): void
 }
 
@@ -202,10 +204,10 @@ interface Addon {
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory
-  /** New memory of a size, of huge pages: 0 no, 1 where they can be had, 2 in any case; or an existing file by its path, read-only. */
+  /** New memory of a size, of huge pages: 0 no, 1 where they can be had, 2 in any case, 3 of the host's pool; or an existing file by its path, read-only. */
   MemoryFile: new (
     sizeOrPath: number | string,
-    huge?: 0 | 1 | 2,
+    huge?: 0 | 1 | 2 | 3,
   ) => NativeMemoryFile
   EventFd: new () => NativeEventFd
   ImageFile: new (path: string, writable: boolean) => NativeImageFile

@@ -22,12 +22,16 @@ export interface GuestRegionOptions {
   backing?: 'anonymous' | 'memfd' | RegionImage
   /**
    * Of memory with a file of its own: huge pages where the host gives them to programs (`auto`, the default), in any case, or
-   * never. They need CAP_SYS_ADMIN.
+   * never. They need CAP_SYS_ADMIN. `hugetlb`: of the host's pool (`vm.nr_hugepages`), from which they are reserved at once; `size` is
+   * a multiple of 2 MiB then, and images are copies in pages of the usual size.
    */
   hugePages?: HugePages
 }
 
-export type HugePages = 'auto' | 'always' | 'never'
+export type HugePages = 'auto' | 'always' | 'never' | 'hugetlb'
+
+/** Bytes of a page of the host's pool. */
+export const HUGETLB_PAGE = 2 ** 21
 
 /** Whether this host gives programs huge pages: all of them, or those that ask, as a VMM does. */
 function usesHugePages(): boolean {
@@ -35,6 +39,17 @@ function usesHugePages(): boolean {
     return !readFileSync('/sys/kernel/mm/transparent_hugepage/enabled', 'utf8').includes('[never]')
   } catch {
     return false
+  }
+}
+
+/** Memory of the host's pool, which has all of it from now on. */
+function pooledMemory(size: number): NativeMemory {
+  if (size % HUGETLB_PAGE !== 0) throw new RangeError(`hugetlb: ${size} bytes are no multiple of 2 MiB`)
+  const file = new addon.MemoryFile(size, 3)
+  try {
+    return new addon.Memory(size, file)
+  } finally {
+    file.close()
   }
 }
 
@@ -46,6 +61,8 @@ export class GuestRegion {
   readonly #vm: NativeVm
   readonly #memory: NativeMemory
   readonly #huge: 0 | 1 | 2
+  /** The memory has pages of the host's pool, and keeps them: there may be none for another mapping. */
+  readonly #hugetlb: boolean
   readonly #removed: (region: GuestRegion) => void
   #flags: number
   #chunks: readonly Uint8Array[] | undefined
@@ -67,8 +84,12 @@ export class GuestRegion {
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
     const { backing = 'anonymous', hugePages = 'auto' } = options
     this.#huge = hugePages === 'always' ? 2 : hugePages === 'auto' && usesHugePages() ? 1 : 0
-    if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, this.#huge)
-    this.#memory = new addon.Memory(options.size, this.#file)
+    this.#hugetlb = backing === 'memfd' && hugePages === 'hugetlb'
+    if (this.#hugetlb) this.#memory = pooledMemory(options.size)
+    else {
+      if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, this.#huge)
+      this.#memory = new addon.Memory(options.size, this.#file)
+    }
     try {
       if (typeof backing === 'object') this.#become(backing)
       this.#apply()
@@ -109,8 +130,8 @@ export class GuestRegion {
 
   /**
    * Makes the memory's content, as it is now, an image: the region goes on as a copy-on-write copy of it, and others can be made of
-   * it. No vCPU runs meanwhile. Nothing is copied the first time where the backing is a memfd; afterwards, and where it was an
-   * image from the start, only what has been written since.
+   * it. No vCPU runs meanwhile. Nothing is copied the first time where the backing is a memfd, but for `hugetlb`, of which all is;
+   * afterwards, and where it was an image from the start, only what has been written since.
    * @param written the pages written since the region had its present image (`takeWritten()`); ignored where it has none
    */
   freeze(written: PageSet): RegionImage {
@@ -125,9 +146,11 @@ export class GuestRegion {
       return image
     }
     const file = new addon.MemoryFile(this.size)
-    file.write(this.#memory, Float64Array.of(0, this.size, 0))
+    const all = this.#hugetlb ? this.#resident() : [{ offset: 0, length: this.size }]
+    file.write(this.#memory, Float64Array.from(all.flatMap(({ offset, length }) => [offset, length, offset])))
     const image = RegionImage.ofFile(this.size, file)
-    this.#become(image)
+    if (this.#hugetlb) this.#adopt(image)
+    else this.#become(image)
     return image
   }
 
@@ -137,23 +160,30 @@ export class GuestRegion {
    */
   rollback(image: RegionImage, written: readonly ByteRange[]): void {
     if (image === this.#image) image.readInto(this.#memory, written)
+    else if (this.#hugetlb) this.#copy(image, written)
     else this.#become(image)
     this.#file?.close()
     this.#file = undefined
   }
 
   /**
-   * Makes the memory all zero, as new memory with a file of its own is: its pages are given back, not written. Images of it stay what
-   * they are. No vCPU runs meanwhile.
+   * Makes the memory all zero, as new memory with a file of its own is: its pages are given back, not written, but for `hugetlb`, whose
+   * pages stay. Images of it stay what they are. No vCPU runs meanwhile.
    */
   clear(): void {
+    this.#written = undefined
+    if (this.#hugetlb) {
+      for (const range of this.#resident()) this.#zero(range)
+      this.#image?.release()
+      this.#image = undefined
+      return
+    }
     const file = new addon.MemoryFile(this.size, this.#huge)
     this.#memory.share(file)
     this.#file?.close()
     this.#file = file
     this.#image?.release()
     this.#image = undefined
-    this.#written = undefined
   }
 
   /**
@@ -184,6 +214,7 @@ export class GuestRegion {
       all.addAll(written)
       return all.ranges()
     }
+    if (this.#hugetlb) return this.#resident()
     if (!this.#file) return [{ offset: 0, length: this.size }]
     const found = this.#file.dataRanges(0, this.size)
     for (let i = 0; i < found.length; i += 2) all.add(found[i]!, found[i + 1]!)
@@ -214,9 +245,38 @@ export class GuestRegion {
   }
 
   #become(image: RegionImage): void {
-    if (image.size !== this.size) throw new RangeError(`the image has ${image.size} bytes, the region ${this.size}`)
+    this.#require(image)
     image.mapInto(this.#memory)
     this.#adopt(image)
+  }
+
+  /** As `#become`, in the pages that the memory has. */
+  #copy(image: RegionImage, written: readonly ByteRange[]): void {
+    this.#require(image)
+    const all = new PageSet(this.size)
+    const differences = this.#image?.differences(image) ?? [...this.#resident(), ...image.dataRanges()]
+    for (const { offset, length } of [...written, ...differences]) all.add(offset, length)
+    image.readInto(this.#memory, all.ranges())
+    this.#adopt(image)
+  }
+
+  #require(image: RegionImage): void {
+    if (image.size !== this.size) throw new RangeError(`the image has ${image.size} bytes, the region ${this.size}`)
+  }
+
+  /** The pages that are there, of memory that is not swapped out. */
+  #resident(): ByteRange[] {
+    const found = this.#memory.residentRanges()
+    return Array.from({ length: found.length / 2 }, (_, i) => ({ offset: found[2 * i]!, length: found[2 * i + 1]! }))
+  }
+
+  #zero({ offset, length }: ByteRange): void {
+    let start = 0
+    for (const chunk of this.chunks) {
+      // What lies outside of the chunk is left out.
+      chunk.fill(0, Math.max(0, offset - start), Math.max(0, offset + length - start))
+      start += chunk.length
+    }
   }
 
   #adopt(image: RegionImage): void {

@@ -14,6 +14,7 @@ import type { Vcpu } from '../kvm/vcpu.js'
 import type { Vm } from '../kvm/vm.js'
 import { GuestMemory } from '../memory/guest-memory.js'
 import { bootMachine, createFwCfg } from './boot.js'
+import { aboutHugetlb } from './hugetlb.js'
 import type { Peripheral } from './peripherals.js'
 import { createPlatform, type Platform, type PlatformEvents } from './platform.js'
 import { MachineRam } from './ram.js'
@@ -26,6 +27,15 @@ export interface Parts extends Platform {
   readonly vcpus: readonly Vcpu[]
   /** KVM_GET_MSR_INDEX_LIST */
   readonly msrIndices: readonly number[]
+}
+
+/** What a machine is made of, and how. */
+export interface Blueprint {
+  readonly config: MachineConfig
+  readonly state: 'created' | 'paused'
+  /** Network cards have no cable: another machine has the same addresses. */
+  readonly unplugged?: boolean
+  build(peripherals: readonly Peripheral[], events: PlatformEvents): Parts
 }
 
 const NEEDED: readonly CapabilityName[] = [
@@ -55,9 +65,10 @@ export function buildMachine(
   const ranges = machineRanges(config).map(range => ({
     ...range,
     backing: 'memfd' as const,
-    hugePages: config.hugePages,
+    // Firmware's image is small.
+    hugePages: range === layout.FIRMWARE_RANGE ? ('auto' as const) : config.hugePages,
   }))
-  return wire(kvm, ranges, config, peripherals, events, parts => {
+  const fill = (parts: Parts) => {
     const { vcpus, msrIndices } = parts
     const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
     for (const vcpu of vcpus) {
@@ -66,7 +77,12 @@ export function buildMachine(
       vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries }))
     }
     bootMachine(parts, config)
-  })
+  }
+  try {
+    return wire(kvm, ranges, config, peripherals, events, fill)
+  } catch (error) {
+    throw config.hugePages === 'hugetlb' ? aboutHugetlb(error, config.memory) : error
+  }
 }
 
 /** The memory of a machine: RAM, and where firmware boots, a region for its image. */

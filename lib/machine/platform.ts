@@ -30,6 +30,7 @@ export interface Platform {
   readonly mmio: Bus
   readonly uart: Uart16550
   readonly pm: AcpiPm
+  readonly rtc: Rtc
   readonly console: Console
   readonly virtio: VirtioBus
   /** Those with a state, by the names that a snapshot has for them. */
@@ -55,7 +56,7 @@ export function createPlatform({ vm, memory, peripherals, fwCfg }: PlatformParts
     sleep: type => type === layout.ACPI_S5_SLEEP_TYPE && events.powerOff(),
     sci: { set: level => vm.setIrqLine(layout.SCI_IRQ, level) },
   })
-  const rtc = new Rtc(() => Date.now())
+  const rtc = new Rtc({ interrupt: { set: level => vm.setIrqLine(layout.RTC_IRQ, level) } })
   const ports = new Bus()
   ports.add(layout.COM1_PORT, layout.COM1_PORT_COUNT, uart)
   ports.add(layout.RTC_PORT, layout.RTC_PORT_COUNT, rtc)
@@ -68,5 +69,5 @@ export function createPlatform({ vm, memory, peripherals, fwCfg }: PlatformParts
   const mmio = new Bus()
   const virtio = new VirtioBus(vm, memory, mmio, peripherals)
   const stateful = { com1: uart, rtc, 'acpi-pm': pm, ...(fwCfg && { 'fw-cfg': fwCfg }), ...virtio.stateful }
-  return { ports, mmio, uart, pm, console, virtio, stateful }
+  return { ports, mmio, uart, pm, rtc, console, virtio, stateful }
 }

@@ -1,4 +1,4 @@
-import { readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename } from 'node:path'
 import type { NetConfig } from '../config/nets.js'
 import type { Chain, ChainBuffer } from '../devices/virtio/chain.js'
@@ -243,12 +243,17 @@ interface Port {
   readonly field: string
 }
 
-function joinBridge(native: NativeTap, { name, bridge, mac, field }: Port): void {
+function joinBridge(native: NativeTap, port: Port): void {
+  const { name, bridge, mac, field } = port
+  // A bridge has the lowest address of its ports: it must neither be a new one each time, which those behind it would have to find out,
+  // nor ever be ours where there is a real card (libvirt does the same).
+  const address = `fe${mac.slice(2)}`
   try {
-    // A bridge has the lowest address of its ports: it must neither be a new one each time, which those behind it would have to find out,
-    // nor ever be ours where there is a real card (libvirt does the same).
-    native.setAddress(Uint8Array.from(mac.split(':'), (byte, i) => (i === 0 ? 0xfe : Number.parseInt(byte, 16))))
+    native.setAddress(Uint8Array.from(address.split(':'), byte => Number.parseInt(byte, 16)))
+    refuseTwin(port, address)
     native.joinBridge(bridge)
+    // Another one may have come at the same time.
+    refuseTwin(port, address)
   } catch (error) {
     if (!(error instanceof KvmError)) throw error
     const fail = (problem: string, remedy: string) => new ConfigError(`${field}.bridge`, bridge, problem, remedy)
@@ -266,6 +271,19 @@ function joinBridge(native: NativeTap, { name, bridge, mac, field }: Port): void
   }
 }
 
+/** Two cards with one address on a bridge get each other's frames, or none, and neither guest can tell why. */
+function refuseTwin({ name, bridge, mac, field }: Port, address: string): void {
+  const twin = portsOf(bridge).find(other => other !== name && addressOf(other) === address)
+  if (twin === undefined) return
+  const problem = `${twin}, which is on ${bridge} as well, is of a card with this address, or one that differs in the first byte only`
+  throw new ConfigError(
+    `${field}.mac`,
+    mac,
+    problem,
+    'give each card a mac of its own, or each machine a name of its own',
+  )
+}
+
 function bringUp(native: NativeTap, name: string, field: string): void {
   try {
     native.up()
@@ -280,6 +298,23 @@ function bringUp(native: NativeTap, name: string, field: string): void {
 function bridgeOf(name: string): string | undefined {
   try {
     return basename(readlinkSync(`/sys/class/net/${name}/master`))
+  } catch {
+    return undefined
+  }
+}
+
+/** The interfaces on a bridge, as far as sysfs is that of our network namespace. */
+function portsOf(bridge: string): string[] {
+  try {
+    return readdirSync(`/sys/class/net/${bridge}/brif`)
+  } catch {
+    return []
+  }
+}
+
+function addressOf(name: string): string | undefined {
+  try {
+    return readFileSync(`/sys/class/net/${name}/address`, 'latin1').trim()
   } catch {
     return undefined
   }

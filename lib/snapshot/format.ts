@@ -7,7 +7,7 @@
  *   extents; all others are the parent's.
  * - `disk0` and so on: what was written over a disk's image, as `storage/overlay-file.ts` has it.
  * - `checksums`: of `manifest.json` and `state`, as `sha256sum -c` takes them. They are checked whenever a snapshot is
- *   read. `memory` has a checksum per chunk in `state`, since a restore must not read it all.
+ *   read. `memory` and the disks' files have a checksum per chunk in `state`, since a restore must not read them all.
  */
 
 /** A value that JSON holds without loss. */
@@ -58,6 +58,8 @@ export interface AddedFile {
   readonly name: string
   /** Bytes. */
   readonly size: number
+  /** In `state`, see `summed-file.ts`. */
+  readonly checksums: Extent
 }
 
 /** Where the bytes of a table or state lie in `state`. */
@@ -103,7 +105,7 @@ export interface Manifest {
 export const FORMAT = 'nested-kvm snapshot'
 export const VERSION = 1
 export const PAGE_SIZE = 4096
-/** Memory has a checksum per this many bytes. */
+/** Memory and added files have a checksum per this many bytes. */
 export const CHUNK_SIZE = 2 ** 20
 
 export const FILES = { manifest: 'manifest.json', state: 'state', memory: 'memory', checksums: 'checksums' } as const

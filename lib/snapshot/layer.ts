@@ -1,8 +1,9 @@
 import { SnapshotError } from '../errors.js'
 import { CHECKSUM_SIZE, checkSum, countChunks, parseChecksums } from './checksum.js'
 import { DAMAGED } from './fields.js'
-import { type Blobs, type BlobTable, type Extent, FILES, type Manifest, PAGE_SIZE } from './format.js'
+import { type Blobs, type BlobTable, CHUNK_SIZE, type Extent, FILES, type Manifest, PAGE_SIZE } from './format.js'
 import { parseManifest } from './manifest.js'
+import { NUMBERED_SUM_SIZE } from './summed-file.js'
 
 export interface LayerRegion {
   readonly guestAddress: number
@@ -14,12 +15,20 @@ export interface LayerRegion {
   readonly checksums: Uint8Array
 }
 
-/** One snapshot of a chain: its files read and checked, but for `memory`. */
+export interface LayerFile {
+  readonly name: string
+  readonly size: number
+  /** The sums of its chunks by their numbers, ascending, but for those that are all zero. */
+  readonly checksums: ReadonlyMap<number, Uint8Array>
+}
+
+/** One snapshot of a chain: its files read and checked, but for `memory` and those of disks. */
 export interface Layer {
   readonly directory: string
   readonly manifest: Manifest
   readonly state: Uint8Array
   readonly regions: readonly LayerRegion[]
+  readonly files: readonly LayerFile[]
 }
 
 /** Checks the sum of a manifest, then reads it: a newer version's files may be others than ours, but not these two. */
@@ -50,7 +59,11 @@ export function readLayer(directory: string, manifest: Manifest, state: Uint8Arr
     }
     return { guestAddress, size, fileOffset, extents, checksums }
   })
-  return { directory, manifest, state, regions }
+  const files = manifest.files.map(({ name, size, checksums }, i): LayerFile => {
+    const table = slice(state, checksums).slice()
+    return { name, size, checksums: decodeSums(path, `checksums of files[${i}]`, table, size) }
+  })
+  return { directory, manifest, state, regions, files }
 }
 
 /** The blobs that a table names: views, not copies. */
@@ -86,6 +99,23 @@ function decodeExtents(path: string, field: string, bytes: Uint8Array, size: num
     extents.push({ offset, length })
   }
   return extents
+}
+
+/** Numbers of chunks, ascending, within the file, each with its sum. */
+function decodeSums(path: string, field: string, bytes: Uint8Array, size: number): Map<number, Uint8Array> {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
+  const sums = new Map<number, Uint8Array>()
+  let last = -1
+  for (let at = 0; at < bytes.length; at += NUMBERED_SUM_SIZE) {
+    const chunk = Number(view.getBigUint64(at, true))
+    if (chunk <= last || chunk * CHUNK_SIZE >= size) {
+      const problem = `${field}: number ${at / NUMBERED_SUM_SIZE}: chunk ${chunk} is not after the one before, within ${size} bytes`
+      throw new SnapshotError(path, problem, DAMAGED)
+    }
+    last = chunk
+    sums.set(chunk, bytes.subarray(at + 8, at + NUMBERED_SUM_SIZE))
+  }
+  return sums
 }
 
 function slice(state: Uint8Array, { offset, length }: Extent): Uint8Array {

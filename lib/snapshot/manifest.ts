@@ -2,6 +2,7 @@ import { SnapshotError } from '../errors.js'
 import { CHECKSUM_SIZE } from './checksum.js'
 import { DAMAGED, Field } from './fields.js'
 import * as f from './format.js'
+import { NUMBERED_SUM_SIZE } from './summed-file.js'
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
@@ -63,6 +64,7 @@ export function parseManifest(path: string, bytes: Uint8Array): f.Manifest {
       .map(file => ({
         name: file.at('name').text(f.ADDED_NAME, 'the name of such a file'),
         size: file.at('size').integer(0, f.LIMITS.file),
+        checksums: parseExtent(file.at('checksums'), NUMBERED_SUM_SIZE),
       })),
     stateSize: top.at('stateSize').integer(0, f.LIMITS.state),
     memory: parseMemory(top.at('memory'), top.has('parent')),
@@ -174,6 +176,7 @@ function checkTiling(stateSize: Field, manifest: f.Manifest): void {
   const pieces = [
     ...Object.values(manifest.vm),
     ...manifest.vcpus.flatMap(({ state }) => Object.values(state)),
+    ...manifest.files.map(({ checksums }) => checksums),
     ...manifest.memory.regions.flatMap(({ extents, checksums }) => (extents ? [extents, checksums] : [checksums])),
   ].sort((a, b) => a.offset - b.offset || a.length - b.length)
   let end = 0

@@ -25,8 +25,8 @@ export interface Snapshot {
 }
 
 /**
- * Reads a snapshot and those it is based on. All files but `memory` are checked against their sums; of `memory` only the
- * size is looked at (`verifyMemory` reads it).
+ * Reads a snapshot and those it is based on. All files but `memory` and those of disks are checked against their sums; of these only
+ * the size is looked at (`verifySnapshot` reads them).
  *
  * @throws {SnapshotError} there is none, it is damaged, of a newer version, or a parent is missing
  */
@@ -87,7 +87,7 @@ async function loadChain(directory: string): Promise<Layer[]> {
     extents += countExtents(layer)
     checkExtentCount(directory, extents)
     // Only the newest gives the state; the others, up to a whole chain of them, need not stay in memory.
-    chain.push({ ...layer, state: new Uint8Array() })
+    chain.push({ ...layer, state: new Uint8Array(), files: [] })
   }
 }
 

@@ -12,6 +12,7 @@ import { type ProgressOptions, type RegionPlan, writeMemory } from './memory-fil
 import { checkSource, planDifferential, planFull } from './memory-source.js'
 import { replaceDirectory, resolveTarget } from './place.js'
 import { readChain } from './read.js'
+import { SummedFile } from './summed-file.js'
 import { systemProblem } from './system-error.js'
 
 export interface SnapshotContents {
@@ -27,8 +28,8 @@ export interface SnapshotContents {
 export interface FileToAdd {
   /** As `ADDED_NAME` has them. */
   readonly name: string
-  /** Writes its content; its size is what it then has. */
-  write(file: FileHandle, signal: AbortSignal | undefined): Promise<void>
+  /** Writes its content, in ascending order. */
+  write(file: SummedFile, signal: AbortSignal | undefined): Promise<void>
 }
 
 export interface SnapshotInfo {
@@ -144,11 +145,14 @@ async function writeFiles(directory: string, draft: Draft, options: ProgressOpti
   const files: f.AddedFile[] = []
   let bytes = memory.bytes
   for (const { name, write } of draft.files) {
-    const { size, blocks } = await writeFile(directory, name, async file => {
-      await write(file, options.signal)
-      return file.stat()
+    const { checksums, size, blocks } = await writeFile(directory, name, async file => {
+      const summed = new SummedFile(file)
+      await write(summed, options.signal)
+      const checksums = await summed.end()
+      const { size, blocks } = await file.stat()
+      return { checksums, size, blocks }
     })
-    files.push({ name, size })
+    files.push({ name, size, checksums: state.add(checksums) })
     bytes += Math.min(size, blocks * 512)
   }
   const manifest: Omit<f.Manifest, 'stateSize'> = {

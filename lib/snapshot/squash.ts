@@ -6,13 +6,13 @@ import type { Piece, ProgressOptions, RegionPlan } from './memory-file.js'
 import { MemoryReader } from './memory-reader.js'
 import { machineState, readChain } from './read.js'
 import { type SnapshotInfo, saveTo } from './save.js'
-import { memoryBytes, verifyChain } from './verify.js'
+import { bytesToVerify, verifyChain } from './verify.js'
 
 /**
  * Makes one full snapshot of a differential and all it is based on. It is the same moment of the same machine, so it keeps
  * its id and its time: differentials that are based on it stay valid if it takes its place. `target` may be `directory`.
  *
- * @throws {SnapshotError} a part of the chain is damaged (its memory is checked too: a damage must not get a new checksum),
+ * @throws {SnapshotError} a part of the chain is damaged (memory and disks are checked too: a damage must not get a new checksum),
  * or the target cannot be written
  */
 export async function squashSnapshot(
@@ -23,7 +23,7 @@ export async function squashSnapshot(
   const chain = await readChain(directory)
   const newest = chain[0]!
   const regions = placeMemory(chain)
-  const toVerify = memoryBytes(chain)
+  const toVerify = bytesToVerify(chain)
   const total = toVerify + regions.reduce((sum, { size }) => sum + size, 0)
   const reader = new MemoryReader()
   const options = { onProgress: (done: number) => onProgress?.(toVerify + done, total), signal }

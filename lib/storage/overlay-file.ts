@@ -8,7 +8,6 @@
  * Numbers are little-endian.
  */
 import { closeSync, existsSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
-import type { FileHandle } from 'node:fs/promises'
 import { type Done, join, SECTOR } from './block-storage.js'
 import { sync, writeFully } from './file-io.js'
 import { takeImage } from './image-lock.js'
@@ -33,14 +32,24 @@ export interface OverlaySource {
   read(bytes: Uint8Array, offset: number): Promise<void>
 }
 
+/** What a file is written to, in ascending order; what is not written is zero. */
+export interface OverlayTarget {
+  resize(size: number): Promise<void>
+  put(position: number, bytes: Uint8Array): Promise<void>
+}
+
 /** Writes a file with all that `source` has. */
-export async function writeOverlayFile(file: FileHandle, source: OverlaySource, signal?: AbortSignal): Promise<void> {
+export async function writeOverlayFile(
+  file: OverlayTarget,
+  source: OverlaySource,
+  signal?: AbortSignal,
+): Promise<void> {
   const { size, sectors } = source
   const start = dataStart(size)
-  await file.truncate(start + size)
-  await file.write(headerOf(size), 0, PAGE, 0)
+  await file.resize(start + size)
+  await file.put(0, headerOf(size))
   for (const { offset, bytes } of sectors.pieces()) {
-    await file.write(bytes, 0, Math.min(bytes.length, start - PAGE - offset), PAGE + offset)
+    await file.put(PAGE + offset, bytes.subarray(0, Math.min(bytes.length, start - PAGE - offset)))
   }
   const buffer = new Uint8Array(BLOCK)
   for (const { sector, count } of sectors.present()) {
@@ -49,9 +58,7 @@ export async function writeOverlayFile(file: FileHandle, source: OverlaySource, 
       signal?.throwIfAborted()
       const bytes = buffer.subarray(0, Math.min(BLOCK, end - at))
       await source.read(bytes, at)
-      for (let done = 0; done < bytes.length; ) {
-        done += (await file.write(bytes, done, bytes.length - done, start + at + done)).bytesWritten
-      }
+      await file.put(start + at, bytes)
       at += bytes.length
     }
   }

@@ -1,7 +1,6 @@
-import type { FileHandle } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { type BlockStorage, type Done, join, lengthOf, SECTOR, slice } from './block-storage.js'
-import { openOverlayFile, writeOverlayFile } from './overlay-file.js'
+import { type OverlayTarget, openOverlayFile, writeOverlayFile } from './overlay-file.js'
 import type { OverlayLayer } from './overlay-layer.js'
 import { SectorMap } from './sector-map.js'
 
@@ -106,7 +105,7 @@ export class Overlay implements BlockStorage {
   }
 
   /** Writes a file with all that was written. Nothing is under way, nor begun before it is done. */
-  async save(file: FileHandle, signal?: AbortSignal): Promise<void> {
+  async save(file: OverlayTarget, signal?: AbortSignal): Promise<void> {
     const sectors = new SectorMap()
     for (const layer of [...this.#below, this.#top]) sectors.addAll(layer.sectors)
     const read = promisify((bytes: Uint8Array, offset: number, done: Done) => this.read([bytes], offset, done))

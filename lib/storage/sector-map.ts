@@ -84,9 +84,10 @@ export class SectorMap {
     }
   }
 
-  /** The bitmap, sector 0 in bit 0 of byte 0, but for the pieces of it that are all zero. */
+  /** The bitmap, sector 0 in bit 0 of byte 0, but for the pieces of it that are all zero; ascending. */
   pieces(): { readonly offset: number; readonly bytes: Uint8Array }[] {
-    return [...this.#pieces].map(([index, words]) => {
+    const ascending = [...this.#pieces].sort(([a], [b]) => a - b)
+    return ascending.map(([index, words]) => {
       return { offset: index * PIECE_BYTES, bytes: new Uint8Array(words.buffer) }
     })
   }

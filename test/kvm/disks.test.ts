@@ -1,9 +1,10 @@
-import { mkdtemp, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
 import type { DiskOptions } from '../../lib/config/disks.js'
 import { Machine } from '../../lib/machine/machine.js'
+import { verifySnapshot } from '../../lib/snapshot/verify.js'
 import { elfKernel } from '../guests/elf.js'
 
 const [DESCRIPTORS, DRIVER, DEVICE, HEADER, STATUS, DATA] = [
@@ -148,6 +149,13 @@ it('with an overlay the image stays, and what was written goes back, forks and c
   await machine.snapshot(directory)
   await write(machine, 1, 'lost..')
   await machine.stop()
+  await verifySnapshot(directory)
+  const damaged = join(await scratch(), 'snap')
+  await cp(directory, damaged, { recursive: true })
+  const file = await readFile(join(damaged, 'disk0'))
+  file[file.indexOf('later.')]! ^= 1
+  await writeFile(join(damaged, 'disk0'), file)
+  await expect(Machine.restore(damaged, { verify: true })).rejects.toThrow(/disk0: bytes 0-\d+: its checksum is/)
   const restored = await Machine.restore(directory)
   onTestFinished(() => restored.stop())
   await restored.resume()

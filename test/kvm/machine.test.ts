@@ -205,3 +205,12 @@ it('a machine that could not be made, and one that has ended, leave nothing open
   for (let i = 0; i < 10; i++) await once()
   expect(open()).toBe(before)
 })
+
+it('a paused machine that is about to end does not go on', async () => {
+  const l1 = await machine('spin: jmp spin')
+  await l1.start()
+  await l1.pause()
+  const stopped = l1.stop()
+  await expect(l1.resume()).rejects.toThrow('cannot resume: the machine is ended')
+  await stopped
+})

@@ -5,7 +5,8 @@ import { expect, it, onTestFinished } from 'vitest'
 import { virtioSlot } from '../../lib/arch/x86_64/layout.js'
 import type { MachineOptions } from '../../lib/config/machine-config.js'
 import { REGISTER } from '../../lib/devices/virtio/registers.js'
-import { type GuestReset, Machine } from '../../lib/machine/machine.js'
+import { Machine } from '../../lib/machine/machine.js'
+import type { GuestReset } from '../../lib/machine/machine-events.js'
 import { elfKernel } from '../guests/elf.js'
 
 /** A page that is zero at each start: the guest says what it finds there, and leaves a mark. */

@@ -21,6 +21,16 @@ describe('two taps on a bridge', () => {
     expect(results.addresses).toEqual(['fe:54:00:00:00:01', 'fe:54:00:00:00:01'])
   })
 
+  it('are refused where another one there is of a card with the same address', () => {
+    expect(results.twins).toEqual([
+      expect.stringMatching(
+        /^ConfigError: nets\[0\]\.mac: "52:54:00:00:00:01": tap0, which is on br0 as well, is of a card with this address.*; give each card a mac/,
+      ),
+      'opened',
+      'opened',
+    ])
+  })
+
   it('carry a frame from many pieces of memory into many others', () => {
     expect(results.scattered).toEqual({ sent: 1, lengths: [526], more: false, same: 0 })
   })

@@ -79,6 +79,7 @@ export const ACPI_S5_SLEEP_TYPE = 5
 
 export const IOAPIC_PINS = 24
 export const COM1_IRQ = 4
+export const RTC_IRQ = 8
 /** System control interrupt. */
 export const SCI_IRQ = 9
 /** The timer's ISA interrupt 0 arrives at this pin of the I/O APIC. */

@@ -64,6 +64,9 @@ describe('parseMachineConfig', () => {
     })
     for (const [field, options] of [
       ['hugePages', { hugePages: true }],
+      ['name', { name: '' }],
+      ['name', { name: 7 }],
+      ['memory', { hugePages: 'hugetlb', memory: '513M' }],
       ['console', { console: 'hvc0' }],
       ['rng', { rng: 'yes' }],
       ['vsock', { vsock: 'v.sock' }],

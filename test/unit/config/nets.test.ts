@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { parseNet } from '../../../lib/cli/net-option.js'
 import { parseNets } from '../../../lib/config/nets.js'
 import { ConfigError } from '../../../lib/errors.js'
@@ -29,6 +29,22 @@ describe('network cards', () => {
     expect(new Set([...named, ...others]).size).toBe(102)
     // Locally administered, and of one card.
     for (const mac of [...named, ...others]) expect(mac).toMatch(/^[\da-f][26ae](:[\da-f]{2}){5}$/)
+  })
+
+  it("have addresses that follow from the machine's name and their places, where nothing else tells them", () => {
+    const macs = (name: string | undefined, ...nets: unknown[]) => parseNets(nets, name).map(({ mac }) => mac)
+    const cards = [{ type: 'tap', bridge: 'br0' }, { type: 'user' }]
+    const first = macs('vm1', ...cards)
+    expect(macs('vm1', ...cards)).toEqual(first)
+    expect(new Set([...first, ...macs('vm2', ...cards), ...macs('vm1\0', ...cards)]).size).toBe(6)
+    for (const mac of first) expect(mac).toMatch(/^[\da-f][26ae](:[\da-f]{2}){5}$/)
+    const named = [{ type: 'tap', ifname: 'tap0', bridge: 'br0' }]
+    expect(macs('vm1', ...named)).toEqual(macs(undefined, ...named))
+    expect(macs('vm1', { type: 'user', mac: MAC })).toEqual([MAC])
+    // Another user may have a machine of that name on the same bridge.
+    const uid = vi.spyOn(process, 'getuid').mockReturnValue(process.getuid!() + 1)
+    expect(macs('vm1', ...cards)).not.toEqual(first)
+    uid.mockRestore()
   })
 
   it.each<[unknown, string, RegExp]>([

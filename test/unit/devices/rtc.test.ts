@@ -6,7 +6,7 @@ let rtc: Rtc
 
 beforeEach(() => {
   now = Date.UTC(2024, 1, 29, 23, 58, 7) // a Thursday
-  rtc = new Rtc(() => now)
+  rtc = new Rtc({ interrupt: { set: () => {} }, now: () => now })
 })
 
 function read(register: number): number {
@@ -109,11 +109,12 @@ describe('Rtc', () => {
     write(2, 0x01)
     write(0x40, 0xab)
     const saved = JSON.parse(JSON.stringify(rtc.saveState()))
-    rtc = new Rtc(() => now)
+    rtc = new Rtc({ interrupt: { set: () => {} }, now: () => now })
     rtc.loadState(saved)
     expect(rtc.saveState()).toEqual(saved)
     expect([read(0x40), read(2)]).toEqual([0xab, 0x01])
     expect(() => rtc.loadState({ ...saved, index: 128 })).toThrow('index')
     expect(() => rtc.loadState({ ...saved, offset: 'x' })).toThrow('offset')
+    expect(() => rtc.loadState({ ...saved, offset: 2e15 })).toThrow('offset')
   })
 })

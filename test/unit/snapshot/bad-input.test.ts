@@ -17,7 +17,7 @@ import { SnapshotError } from '../../../lib/errors.js'
 import { encodeChecksums } from '../../../lib/snapshot/checksum.js'
 import { LIMITS } from '../../../lib/snapshot/format.js'
 import { readSnapshot } from '../../../lib/snapshot/read.js'
-import { writeSnapshot } from '../../../lib/snapshot/save.js'
+import { type FileToAdd, writeSnapshot } from '../../../lib/snapshot/save.js'
 import { MIB, PAGE, PlainMemory, scratch, someState } from './machines.js'
 
 const root = scratch()
@@ -29,7 +29,16 @@ beforeAll(async () => {
   mkdirSync(good)
   const memory = new PlainMemory([[0, 2 * MIB]])
   memory.fill(0, 0)
-  const { id } = await writeSnapshot(join(good, 'base'), { state: someState(), memory: memory.source() })
+  const disk: FileToAdd = {
+    name: 'disk0',
+    async write(file) {
+      await file.resize(3 * MIB)
+      await file.put(MIB - 1, Buffer.of(1, 2))
+    },
+  }
+  const { id } = await writeSnapshot(join(good, 'base'), {
+    ...{ state: someState(), memory: memory.source(), files: [disk] },
+  })
   const data = [[2, 4, 300].map(page => ({ offset: page * PAGE, length: PAGE }))]
   const parent = { directory: join(good, 'base'), id }
   await writeSnapshot(join(good, 'diff'), { state: someState(), memory: memory.source(data), parent })
@@ -146,6 +155,16 @@ describe('a manifest', () => {
       /version: 2: this nested-kvm reads up to version 1; it was written by nested-kvm 9.0.0; read it with a newer/,
     ],
     ['of version 0', m => (m.version = 0), /version: 0: it must lie between 1/],
+    [
+      'with half a sum of a file',
+      m => (m.files[0].checksums.length -= 8),
+      /files\[0\].checksums.length: 24: it must be a multiple of 16/,
+    ],
+    [
+      'with a file without sums',
+      m => delete m.files[0].checksums,
+      /files\[0\].checksums: missing: it must be an object/,
+    ],
     ['without an id', m => delete m.id, /id: missing: it must be a UUID/],
     ['with a wrong time', m => (m.created = 'now'), /created: "now": it must be a time/],
     ['without devices', m => delete m.devices, /devices: missing: it must be an object/],
@@ -302,4 +321,27 @@ describe('a differential', () => {
     seal('diff')
     await refused('diff', message)
   })
+})
+
+test.each<[string, (table: Buffer) => void, RegExp]>([
+  [
+    'out of order',
+    t => t.writeBigUInt64LE(0n, 16),
+    /base\/state: checksums of files\[0\]: number 1: chunk 0 is not after/,
+  ],
+  ['twice', t => t.writeBigUInt64LE(1n, 0), /number 1: chunk 1 is not after/],
+  [
+    'behind the end',
+    t => t.writeBigUInt64LE(3n, 16),
+    /number 1: chunk 3 is not after the one before, within 3145728 bytes/,
+  ],
+  ['beyond all numbers', t => t.writeBigUInt64LE(2n ** 64n - 1n, 16), /number 1: chunk 18446744073709\d+ is not/],
+])('sums of a file for chunks %s are refused', async (_, change, message) => {
+  const { files } = JSON.parse(readFileSync(at('base/manifest.json'), 'utf8'))
+  const { offset, length } = files[0].checksums
+  const state = readFileSync(at('base/state'))
+  change(state.subarray(offset, offset + length))
+  writeFileSync(at('base/state'), state)
+  seal('base')
+  await refused('base', message)
 })

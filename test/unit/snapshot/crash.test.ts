@@ -5,7 +5,7 @@ import { setTimeout } from 'node:timers/promises'
 import { afterAll, describe, expect, test } from 'vitest'
 import { readSnapshot } from '../../../lib/snapshot/read.js'
 import { writeSnapshot } from '../../../lib/snapshot/save.js'
-import { verifyMemory } from '../../../lib/snapshot/verify.js'
+import { verifySnapshot } from '../../../lib/snapshot/verify.js'
 import { compileSnapshots, HOLEY, startSaver } from './child.js'
 import { expectMemory, PAGE, PlainMemory, scratch, someState } from './machines.js'
 
@@ -15,7 +15,7 @@ const snapshots = compileSnapshots(directory)
 /** The seed of the snapshot in `path`, after all of it was found to be of that seed. */
 async function seedOf(path: string): Promise<number> {
   const snapshot = await readSnapshot(path)
-  await verifyMemory(path)
+  await verifySnapshot(path)
   const { seed } = snapshot.state.config as { seed: number }
   const expected = Buffer.alloc(2 ** 21)
   for (const [start, end] of HOLEY) expected.fill(seed, start, end)
@@ -106,7 +106,7 @@ describe('a disk that is full', () => {
         const save = writeSnapshot(target, { state: someState(), memory: large.source() })
         await expect(save).rejects.toThrow(/snap: saving a snapshot: ENOSPC: .*; free some space/)
         expect(readdirSync(mounted)).toEqual(['snap'])
-        await verifyMemory(target)
+        await verifySnapshot(target)
         expect((await readSnapshot(target)).id).toBe(id)
       }
     },

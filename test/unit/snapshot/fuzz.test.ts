@@ -4,8 +4,9 @@ import { beforeAll, expect, test } from 'vitest'
 import { SnapshotError } from '../../../lib/errors.js'
 import { checkExtentCount, checkParent, placeMemory } from '../../../lib/snapshot/chain.js'
 import { encodeChecksums } from '../../../lib/snapshot/checksum.js'
+import type * as f from '../../../lib/snapshot/format.js'
 import { blobsOf, type Layer, readLayer, readManifest } from '../../../lib/snapshot/layer.js'
-import { writeSnapshot } from '../../../lib/snapshot/save.js'
+import { type FileToAdd, writeSnapshot } from '../../../lib/snapshot/save.js'
 import { MIB, PAGE, PlainMemory, scratch, someState } from './machines.js'
 
 interface Files {
@@ -29,7 +30,13 @@ beforeAll(async () => {
     [2 ** 32, MIB],
   ])
   memory.fill(0, 0)
-  const { id } = await writeSnapshot(join(directory, 'base'), { state: someState(), memory: memory.source() })
+  const write: FileToAdd['write'] = async file => {
+    await file.resize(3 * MIB)
+    await file.put(MIB - 1, Buffer.of(1, 2))
+  }
+  const disks = [{ name: 'disk0', write }]
+  const contents = { state: someState(), memory: memory.source(), files: disks }
+  const { id } = await writeSnapshot(join(directory, 'base'), contents)
   const data = [[1, 4, 9, 300].map(page => ({ offset: page * PAGE, length: PAGE })), [{ offset: PAGE, length: PAGE }]]
   const parent = { directory: join(directory, 'base'), id }
   await writeSnapshot(join(directory, 'diff'), { state: someState(2), memory: memory.source(data), parent })
@@ -169,8 +176,9 @@ function mutate(files: Files, next: () => number): Files {
 function mutateTables({ manifest, state }: Files, next: () => number): Buffer {
   if (next() < 0.2) return mutateBytes(state, next)
   const changed = Buffer.from(state)
-  const regions = JSON.parse(manifest.toString()).memory.regions as { extents?: { offset: number; length: number } }[]
-  const { offset, length } = regions[Math.floor(next() * regions.length)]!.extents ?? { offset: 0, length: 16 }
+  const { memory, files } = JSON.parse(manifest.toString()) as f.Manifest
+  const tables = [...memory.regions.map(({ extents }) => extents), ...files.map(({ checksums }) => checksums)]
+  const { offset, length } = tables[Math.floor(next() * tables.length)] ?? { offset: 0, length: 16 }
   const at = offset + 8 * Math.floor((next() * length) / 8)
   const pages = [0, 1, 2, 3, 5, 255, 256, 257, 300, 511, 512, 2 ** 40, 2 ** 51 - 1][Math.floor(next() * 13)]!
   changed.writeBigUInt64LE(BigInt(pages) * 4096n + (next() < 0.1 ? 1n : 0n), at)

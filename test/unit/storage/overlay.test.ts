@@ -113,7 +113,15 @@ it('is saved with all its layers, and another goes on from that, also where the 
   await write(overlay, 3 * SECTOR, new Uint8Array(2 * SECTOR).fill(2))
   const path = join(directory, 'saved')
   const file = await open(path, 'wx')
-  await overlay.save(file)
+  let end = 0
+  await overlay.save({
+    resize: size => file.truncate(size),
+    async put(position, bytes) {
+      expect(position).toBeGreaterThanOrEqual(end)
+      end = position + bytes.length
+      await file.write(bytes, 0, bytes.length, position)
+    },
+  })
   await file.close()
   const expected = await read(overlay, 0, image.size)
   overlay.close()

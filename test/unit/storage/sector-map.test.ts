@@ -57,3 +57,9 @@ it('is the same again from the pieces of its bitmap, and takes in another', () =
     { numRuns: 100 },
   )
 })
+
+it('gives the pieces of its bitmap in ascending order, in whatever order they came', () => {
+  const map = new SectorMap()
+  for (const sector of [2 ** 17, 5, 2 ** 16]) map.add(sector, 1)
+  expect(map.pieces().map(({ offset }) => offset)).toEqual([0, 2 ** 13, 2 ** 14])
+})
