@@ -1,6 +1,6 @@
 import type { VcpuExit } from '../../lib/kvm/exit.js'
 import { Kvm } from '../../lib/kvm/kvm.js'
-import type { KvmRegs, KvmSegment } from '../../lib/kvm/structs.js'
+import type { CpuidEntry, KvmRegs, KvmSegment } from '../../lib/kvm/structs.js'
 import type { Vcpu } from '../../lib/kvm/vcpu.js'
 import { assemble } from '../guests/assemble.js'
 
@@ -117,4 +117,17 @@ export function runTo<R extends VcpuExit['reason']>(vcpu: Vcpu, reason: R): Exit
 
 function inspect(exit: object): string {
   return JSON.stringify(exit, (_, value) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value))
+}
+
+const place = (entry: CpuidEntry) => `${entry.function.toString(16)}.${entry.index} ${entry.flags}`
+
+/** The places of leaves. */
+export const places = (entries: readonly CpuidEntry[]) => entries.map(place)
+
+/** The places of `entries` that a kernel keeps: a leaf of zeros is as good as none, and some leave it out. */
+export function placesKept(entries: readonly CpuidEntry[], kept: readonly CpuidEntry[]): string[] {
+  const there = new Set(places(kept))
+  return places(
+    entries.filter(entry => (entry.eax | entry.ebx | entry.ecx | entry.edx) !== 0 || there.has(place(entry))),
+  )
 }

@@ -344,13 +344,13 @@ it('virtio devices are as no driver has left them', async () => {
 
 it('a pause that meets the reset of a guest comes after it', async () => {
   const { made, resets } = await machine({}, `${say('(')}mov al, 0xfe\n out 0x64, al\n${spin}`)
-  for (let round = 0; round < 20; round++) {
+  // A busy host may give the guest no time between a resume and the next pause.
+  for (let round = 0; round < 20 || resets.length <= 3; round++) {
     await made.pause()
     expect(made.state).toBe('paused')
     await made.resume()
   }
   await made.snapshot(join(await scratch(), 'snap'))
-  expect(resets.length).toBeGreaterThan(3)
   await made.stop()
 })
 
