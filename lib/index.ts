@@ -18,6 +18,7 @@ export type { HypercallExit, InternalErrorExit, IoExit, MmioExit, MsrExit, VcpuE
 export type { GuestRegion, GuestRegionOptions } from './kvm/guest-region.js'
 export { type CpuidRegisters, hostCpuid, hypervisorSignature } from './kvm/host-cpuid.js'
 export { Kvm } from './kvm/kvm.js'
+export { StatusWords } from './kvm/status-words.js'
 export * from './kvm/structs.js'
 export type { Vcpu } from './kvm/vcpu.js'
 export { type ExitHandler, VcpuThread, type VcpuThreadState } from './kvm/vcpu-thread.js'
