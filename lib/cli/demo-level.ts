@@ -16,7 +16,7 @@ export type LevelEvent =
   | (LevelFacts & { readonly level: number; readonly bootSeconds?: number })
   /** What is being done at a level. */
   | { readonly level: number; readonly doing: string }
-  /** L2 counts, and this is where it is. */
+  /** The last level counts, and this is where it is. */
   | { readonly level: number; readonly count: number }
   /** The machine was saved with all above it, and its process is about to end. */
   | { readonly level: number; readonly saved: { readonly seconds: number; readonly bytes: number } }
@@ -34,12 +34,12 @@ interface FollowOptions {
 }
 
 export interface BootOptions extends FollowOptions {
-  /** The level that boots: 1 or 2. */
+  /** The level that boots: 1 or higher. */
   readonly level: number
   readonly kernel: string
   readonly initrd: string
   readonly memory: string
-  /** Where the machine is saved once L2 counts; then it ends. */
+  /** Where the machine is saved once the last level counts; then it ends. */
   readonly saveTo?: string
 }
 
@@ -65,7 +65,7 @@ export interface RestoreOptions extends FollowOptions {
 }
 
 /**
- * Lets L1, saved with L2 in it, go on in this process, tells what they tell and returns once L1 has powered off.
+ * Lets L1, saved with all above it, go on in this process, tells what they tell and returns once L1 has powered off.
  * @throws {LevelError} it ended in another way
  */
 export async function restoreLevel(options: RestoreOptions, tell: (event: LevelEvent) => void): Promise<void> {
@@ -109,7 +109,7 @@ export async function restoreInNewProcess(
 /** What the shell in a guest writes: no level, it does not know that. */
 type GuestLine = Partial<LevelFacts> & { readonly level?: number; readonly status?: number; readonly count?: number }
 
-/** Where L2 is with its counting when L1 is saved. */
+/** Where the last level is with its counting when L1 is saved. */
 const SAVE_AT = 5
 
 type Following = Pick<BootOptions, 'level' | 'timeout' | 'abort' | 'saveTo'> & { readonly begun?: string }
