@@ -11,17 +11,20 @@ export interface LevelFacts {
   readonly hypervisor: string
 }
 
-/** What comes up from the levels: a line each, behind `MARK`. */
+/**
+ * What comes up from the levels: a line each, behind `MARK`. None has a time in it: the clocks of the levels are not that of whoever hears
+ * of them.
+ */
 export type LevelEvent =
-  | (LevelFacts & { readonly level: number; readonly bootSeconds?: number })
-  /** What is being done at a level. */
+  | (LevelFacts & { readonly level: number })
+  /** What begins at a level, until the next of its events. */
   | { readonly level: number; readonly doing: string }
   /** The last level counts, and this is where it is. */
   | { readonly level: number; readonly count: number }
   /** The machine was saved with all above it, and its process is about to end. */
-  | { readonly level: number; readonly saved: { readonly seconds: number; readonly bytes: number } }
+  | { readonly level: number; readonly saved: { readonly bytes: number } }
   /** In another process it goes on. */
-  | { readonly level: number; readonly restored: { readonly seconds: number } }
+  | { readonly level: number; readonly restored: true }
   /** Everything above this level has powered off. */
   | { readonly level: number; readonly done: true }
   | { readonly level: number; readonly failed: string }
@@ -69,10 +72,10 @@ export interface RestoreOptions extends FollowOptions {
  * @throws {LevelError} it ended in another way
  */
 export async function restoreLevel(options: RestoreOptions, tell: (event: LevelEvent) => void): Promise<void> {
-  const started = performance.now()
+  tell({ level: 1, doing: 'restoring L1' })
   await using machine = await Machine.restore(options.directory)
   await machine.resume()
-  tell({ level: 1, restored: { seconds: (performance.now() - started) / 1000 } })
+  tell({ level: 1, restored: true })
   await follow(machine, { ...options, level: 1 }, tell)
 }
 
@@ -142,7 +145,7 @@ async function follow(
     } else {
       come = true
       const { kernel = '', flag = '', hypervisor = '' } = said
-      tell({ level, kernel, flag, hypervisor, bootSeconds: (performance.now() - started) / 1000 })
+      tell({ level, kernel, flag, hypervisor })
     }
   }
   const reading = async (): Promise<string> => {
@@ -153,12 +156,12 @@ async function follow(
       line = ''
     }
     await machine.pause()
-    const from = performance.now()
+    tell({ level, doing: `saving L${level}` })
     const { bytes } = await machine.snapshot(saveTo)
     const lines = console.takeText().split('\n')
     const left = lines.pop()!
     lines.forEach(hear)
-    tell({ level, saved: { seconds: (performance.now() - from) / 1000, bytes } })
+    tell({ level, saved: { bytes } })
     return left
   }
   const aborted = new Promise<never>((_, reject) => {

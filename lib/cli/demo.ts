@@ -13,6 +13,7 @@ import {
   hypervisorSignature,
   LAST_COUNT,
   Lab,
+  type LabOptions,
   MARK,
   NEXT_INITRD,
   NEXT_KERNEL,
@@ -48,8 +49,14 @@ type Level = LevelFacts & { readonly level: number; readonly bootSeconds: number
 
 /** Memory of the levels, from the last one down: each holds the image of the next one, twice while that starts, and its memory. */
 const MEMORY = ['256M', '1G', '2560M']
-/** What the lab needs for a tower of so many guests, and for its snapshot: that is in the lab's memory, too. */
-const LAB_MEMORY: Record<number, string> = { 2: '3G', 3: '6G' }
+/**
+ * The lab for a tower of so many guests. Its memory also holds the snapshot. In L3 a tick of the timer costs more than the time until the
+ * next one where the lab's clock is this machine's.
+ */
+const LAB: Record<number, Pick<LabOptions, 'memory' | 'clock'>> = {
+  2: { memory: '3G', clock: 'host' },
+  3: { memory: '6G', clock: 'instructions' },
+}
 /** Seconds that a tower of so many guests is given. */
 const TIMEOUT: Record<number, number> = { 2: 900, 3: 3600 }
 
@@ -151,10 +158,14 @@ async function demo(options: DemoOptions): Promise<number> {
   const say = (text: string) => {
     if (!options.json) status.print(text)
   }
-  const hear = (event: LevelEvent) => {
-    if ('doing' in event) status.show(event.doing)
-    else if ('kernel' in event) {
-      const level = { ...event, bootSeconds: round(event.bootSeconds ?? 0) }
+  const since = new Map<number, number>()
+  const elapsed = ({ level }: LevelEvent) => (performance.now() - since.get(level)!) / 1000
+  const hear = (event: LevelEvent, bootSeconds?: number) => {
+    if ('doing' in event) {
+      status.show(event.doing)
+      since.set(event.level, performance.now())
+    } else if ('kernel' in event) {
+      const level = { ...event, bootSeconds: round(bootSeconds ?? elapsed(event)) }
       levels.push(level)
       say(describeLevel(level))
       if (event.level > 0 && event.level < last) status.show(`starting Node in L${event.level}`)
@@ -162,11 +173,11 @@ async function demo(options: DemoOptions): Promise<number> {
       tower.counts.push(event.count)
       status.show(`L${last} counts: ${event.count}`)
     } else if ('saved' in event) {
-      tower.saved = { ...event.saved, count: tower.counts.at(-1)! }
+      tower.saved = { ...event.saved, seconds: elapsed(event), count: tower.counts.at(-1)! }
       say(describeSave(tower.saved, last))
     } else if ('restored' in event) {
-      tower.restoreSeconds = event.restored.seconds
-      say(`It was restored in a new process in ${event.restored.seconds.toFixed(2)} s.`)
+      tower.restoreSeconds = elapsed(event)
+      say(`It was restored in a new process in ${tower.restoreSeconds.toFixed(2)} s.`)
     } else if ('done' in event) status.show(`L${event.level} has powered off`)
   }
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-demo-'))
@@ -188,7 +199,7 @@ async function demo(options: DemoOptions): Promise<number> {
     if (where.lab) {
       await inLab({ kernel, initrd, levels: last, directory, timeout, onProgress, hear, abort })
     } else {
-      hear({ level: 0, ...hostFacts() })
+      hear({ level: 0, ...hostFacts() }, 0)
       await bootTower({ kernel, initrd, levels: last, timeout: timeout * 1000, abort }, hear)
     }
     if (levels.length !== last + 1) {
@@ -273,7 +284,8 @@ interface InLab {
   readonly directory: string
   readonly timeout: number
   onProgress(message: string): void
-  hear(event: LevelEvent): void
+  /** `bootSeconds` are told of the lab. */
+  hear(event: LevelEvent, bootSeconds?: number): void
   readonly abort: AbortSignal
 }
 
@@ -285,7 +297,7 @@ async function inLab({ kernel, initrd, levels, directory, timeout, onProgress, h
     if (!line.startsWith(MARK)) return
     const event = JSON.parse(line.slice(MARK.length)) as LevelEvent
     if ('failed' in event) failure = new LevelError(event.level, event.failed, complaints)
-    else hear('kernel' in event && event.level === 0 ? { ...event, bootSeconds: lab.bootSeconds } : event)
+    else hear(event, event.level === 0 ? lab.bootSeconds : undefined)
   })
   const stderr = lines(line => {
     complaints = `${complaints}${line}\n`.slice(-10_000)
@@ -293,7 +305,7 @@ async function inLab({ kernel, initrd, levels, directory, timeout, onProgress, h
   const files = ['--kernel', kernel, '--initrd', initrd]
   const args = ['demo', '--level', '0', '--levels', String(levels), '--timeout', String(timeout), ...files]
   const options = {
-    memory: LAB_MEMORY[levels]!,
+    ...LAB[levels],
     cwd: process.cwd(),
     readable: [directory],
     timeout,
