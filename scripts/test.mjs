@@ -6,7 +6,7 @@
 //
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
-// towers runs what needs disks that are made first (as root, by debootstrap) and minutes for each test: other hypervisors in L1.
+// towers runs what needs disks that are made first (as root, by debootstrap) and minutes for each test: other hypervisors in L1, an L3.
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
@@ -32,6 +32,7 @@ const labTimeout = '1500'
 const weights = {
   'tower.test.ts': 150,
   'examples.test.ts': 90,
+  'disks.test.ts': 35,
   'save-restore.test.ts': 50,
   'l1.test.ts': 25,
   'commands.test.ts': 45,

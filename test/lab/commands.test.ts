@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
 import { QUICK_CMDLINE } from '../../lib/lab/tower-image.js'
-import { linuxInitrd } from './linux.js'
+import { BOOT, linuxInitrd } from './linux.js'
 
 const MAIN = 'dist/cli/main.js'
 
@@ -26,7 +26,7 @@ poweroff -f`
  * The command lines of a machine from its start to its end, the same on every host: nothing in them, and nothing that comes of them, says
  * whose extension it is.
  */
-it('the same command lines look at this host, run an L1, steer it, save it and go on with it', async () => {
+it('the same command lines look at this host, run an L1, save it and go on with it', { timeout: 300_000 }, async () => {
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-commands-'))
   onTestFinished(() => rm(directory, { recursive: true, force: true }))
   const [initrd, disk, snapshot] = ['initrd', 'disk', 'snapshot'].map(name => join(directory, name)) as [
@@ -130,14 +130,21 @@ class Terminal {
     return this.#end
   }
 
-  /** Waits until `text` has been said; the test's own limit is the only one. */
-  says(text: string): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#look = () => {
-        if (this.#text.includes(text)) resolve()
-        else if (this.#child.exitCode !== null) reject(new Error(`it ended without "${text}": ${this.#text}`))
-      }
-      this.#look()
-    })
+  /** Waits until `text` has been said. */
+  async says(text: string): Promise<void> {
+    let late: NodeJS.Timeout | undefined
+    try {
+      await new Promise<void>((resolve, reject) => {
+        const fail = (how: string) => reject(new Error(`${how} "${text}": ${this.#text}`))
+        late = setTimeout(() => fail('it does not say'), BOOT.timeout)
+        this.#look = () => {
+          if (this.#text.includes(text)) resolve()
+          else if (this.#child.exitCode !== null) fail('it ended without')
+        }
+        this.#look()
+      })
+    } finally {
+      clearTimeout(late)
+    }
   }
 }
