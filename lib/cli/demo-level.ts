@@ -11,17 +11,20 @@ export interface LevelFacts {
   readonly hypervisor: string
 }
 
-/** What comes up from the levels: a line each, behind `MARK`. */
+/**
+ * What comes up from the levels: a line each, behind `MARK`. None has a time in it: the clocks of the levels are not that of whoever hears
+ * of them.
+ */
 export type LevelEvent =
-  | (LevelFacts & { readonly level: number; readonly bootSeconds?: number })
-  /** What is being done at a level. */
+  | (LevelFacts & { readonly level: number })
+  /** What begins at a level, until the next of its events. */
   | { readonly level: number; readonly doing: string }
-  /** L2 counts, and this is where it is. */
+  /** The last level counts, and this is where it is. */
   | { readonly level: number; readonly count: number }
   /** The machine was saved with all above it, and its process is about to end. */
-  | { readonly level: number; readonly saved: { readonly seconds: number; readonly bytes: number } }
+  | { readonly level: number; readonly saved: { readonly bytes: number } }
   /** In another process it goes on. */
-  | { readonly level: number; readonly restored: { readonly seconds: number } }
+  | { readonly level: number; readonly restored: true }
   /** Everything above this level has powered off. */
   | { readonly level: number; readonly done: true }
   | { readonly level: number; readonly failed: string }
@@ -34,12 +37,12 @@ interface FollowOptions {
 }
 
 export interface BootOptions extends FollowOptions {
-  /** The level that boots: 1 or 2. */
+  /** The level that boots: 1 or higher. */
   readonly level: number
   readonly kernel: string
   readonly initrd: string
   readonly memory: string
-  /** Where the machine is saved once L2 counts; then it ends. */
+  /** Where the machine is saved once the last level counts; then it ends. */
   readonly saveTo?: string
 }
 
@@ -65,14 +68,14 @@ export interface RestoreOptions extends FollowOptions {
 }
 
 /**
- * Lets L1, saved with L2 in it, go on in this process, tells what they tell and returns once L1 has powered off.
+ * Lets L1, saved with all above it, go on in this process, tells what they tell and returns once L1 has powered off.
  * @throws {LevelError} it ended in another way
  */
 export async function restoreLevel(options: RestoreOptions, tell: (event: LevelEvent) => void): Promise<void> {
-  const started = performance.now()
+  tell({ level: 1, doing: 'restoring L1' })
   await using machine = await Machine.restore(options.directory)
   await machine.resume()
-  tell({ level: 1, restored: { seconds: (performance.now() - started) / 1000 } })
+  tell({ level: 1, restored: true })
   await follow(machine, { ...options, level: 1 }, tell)
 }
 
@@ -109,7 +112,7 @@ export async function restoreInNewProcess(
 /** What the shell in a guest writes: no level, it does not know that. */
 type GuestLine = Partial<LevelFacts> & { readonly level?: number; readonly status?: number; readonly count?: number }
 
-/** Where L2 is with its counting when L1 is saved. */
+/** Where the last level is with its counting when L1 is saved. */
 const SAVE_AT = 5
 
 type Following = Pick<BootOptions, 'level' | 'timeout' | 'abort' | 'saveTo'> & { readonly begun?: string }
@@ -142,7 +145,7 @@ async function follow(
     } else {
       come = true
       const { kernel = '', flag = '', hypervisor = '' } = said
-      tell({ level, kernel, flag, hypervisor, bootSeconds: (performance.now() - started) / 1000 })
+      tell({ level, kernel, flag, hypervisor })
     }
   }
   const reading = async (): Promise<string> => {
@@ -153,12 +156,12 @@ async function follow(
       line = ''
     }
     await machine.pause()
-    const from = performance.now()
+    tell({ level, doing: `saving L${level}` })
     const { bytes } = await machine.snapshot(saveTo)
     const lines = console.takeText().split('\n')
     const left = lines.pop()!
     lines.forEach(hear)
-    tell({ level, saved: { seconds: (performance.now() - from) / 1000, bytes } })
+    tell({ level, saved: { bytes } })
     return left
   }
   const aborted = new Promise<never>((_, reject) => {

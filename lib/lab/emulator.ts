@@ -8,6 +8,9 @@ import type { Duplex, Readable } from 'node:stream'
 
 const SETPRIV = '/usr/bin/setpriv'
 
+/** What an emulated host's clock counts: this machine's time, or its own instructions. */
+export type Clock = 'host' | 'instructions'
+
 /** A directory of this machine that the emulated host sees, under the name `tag`. */
 export interface Share {
   readonly tag: string

@@ -10,7 +10,7 @@ import type { Progress } from './apt.js'
 import { cacheDirectory, ensureAssets } from './assets.js'
 import { bochsEmulator } from './bochs.js'
 import { ConsoleLog } from './console-log.js'
-import type { Emulator, RunningEmulator, Share } from './emulator.js'
+import type { Clock, Emulator, RunningEmulator, Share } from './emulator.js'
 import { labEnvironment } from './environment.js'
 import { GUEST_OWN_DIRECTORIES, guestFiles } from './guest-files.js'
 import { ModuleTree } from './modules.js'
@@ -41,7 +41,12 @@ export interface LabOptions {
   readonly memory?: number | string
   /** Processors of the emulated host. Default: 1. */
   readonly cpus?: number
-  /** Seconds for boot and command together. Default: no limit. */
+  /**
+   * What its clock counts. By `instructions` a second in it lasts several of ours, however busy this machine is: guests in guests then
+   * get somewhere between two ticks of their timers, each of which costs them many exits. Default: `host`; vmx has only `instructions`.
+   */
+  readonly clock?: Clock
+  /** Seconds for boot and command together, always ours. Default: no limit. */
   readonly timeout?: number
   /** Further directories that the command may write to. */
   readonly writable?: readonly string[]
@@ -110,7 +115,7 @@ export class Lab {
     options.abort?.throwIfAborted()
 
     const fetching = onFetch ? { onProgress: onFetch } : {}
-    const emulator = await emulatorFor(options.vendor ?? DEFAULT_VENDOR, fetching)
+    const emulator = await emulatorFor(options.vendor ?? DEFAULT_VENDOR, options.clock, fetching)
     const assets = await ensureAssets(['labKernel', 'busybox'], fetching)
     const tree = await ModuleTree.open(assets.labKernel.modulesDir)
     const modules = await tree.load(...emulator.guestModules, emulator.kvmModule)
@@ -236,11 +241,22 @@ export class Lab {
   }
 }
 
-async function emulatorFor(vendor: Vendor, fetching: { onProgress?: Progress }): Promise<Emulator> {
+async function emulatorFor(
+  vendor: Vendor,
+  clock: Clock | undefined,
+  fetching: { onProgress?: Progress },
+): Promise<Emulator> {
+  if (clock !== undefined && clock !== 'host' && clock !== 'instructions') {
+    throw new ConfigError('clock', clock, 'is not what a clock can count', 'give host or instructions')
+  }
   switch (vendor) {
     case 'svm':
-      return qemuEmulator((await ensureAssets(['qemu'], fetching)).qemu.program)
+      return qemuEmulator((await ensureAssets(['qemu'], fetching)).qemu.program, clock)
     case 'vmx':
+      if (clock === 'host') {
+        const remedy = 'leave it out, or use the svm lab'
+        throw new ConfigError('clock', clock, 'is not to be had with vmx: Bochs counts instructions', remedy)
+      }
       return bochsEmulator((await ensureAssets(['bochs'], fetching)).bochs)
     default:
       throw new ConfigError('vendor', vendor, 'is not an extension that can be emulated', 'give svm or vmx')

@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import type { Duplex, Readable } from 'node:stream'
 import { hostTscKhz } from '../host/tsc.js'
 import {
+  type Clock,
   type EmulatedMachine,
   type Emulator,
   endingWithUs,
@@ -23,33 +24,37 @@ const FD_INITRD = 9
  */
 const KNOCK = 500
 
+/** The TSC's frequency where an instruction takes a nanosecond of the emulated host's clock (QEMU: docs/devel/tcg-icount). */
+const INSTRUCTIONS_TSC_KHZ = 1_000_000
+
 /**
  * QEMU's own interpreter of x86 (TCG), whose AMD CPU has SVM with nested paging. It has no NRIPS, no decode assists
  * and no AVIC, which KVM does without.
  *
  * @param program the path of `qemu-system-x86_64`, 7.2 or newer.
+ * @param clock by `instructions`, a second of the emulated host is 10^9 instructions of it.
  */
-export function qemuEmulator(program: string): Emulator {
+export function qemuEmulator(program: string, clock: Clock = 'host'): Emulator {
   return {
     name: 'QEMU',
     vendor: 'svm',
     guestModules: ['virtio_pci', '9p', '9pnet_virtio', 'virtio_console'],
     kvmModule: 'kvm_amd',
     kvmParameters: ['nested=1'],
-    commandLine: ['console=ttyS0', ...tscWords()],
+    commandLine: ['console=ttyS0', ...tscWords(clock)],
     guestSetup: '',
     mountWords: share => `-t 9p -o ${shareOptions(share)} ${share.tag}`,
     guestPort: PORT_FUNCTION,
-    start: machine => start(program, machine),
+    start: machine => start(program, machine, clock),
   }
 }
 
 /**
- * Under TCG the TSC is this host's own. The guest would measure its frequency against an emulated timer, and be wrong by a
+ * Under TCG the TSC is this host's own, unless instructions are counted. The guest would measure its frequency against an emulated timer, and be wrong by a
  * factor of ten where this host is busy just then; all its clocks follow from that.
  */
-function tscWords(): string[] {
-  const khz = hostTscKhz()
+function tscWords(clock: Clock): string[] {
+  const khz = clock === 'instructions' ? INSTRUCTIONS_TSC_KHZ : hostTscKhz()
   return khz === undefined ? [] : [`tsc_early_khz=${khz}`]
 }
 
@@ -76,9 +81,9 @@ const PORT_FUNCTION = `port() {
   done
 }`
 
-async function start(program: string, machine: EmulatedMachine): Promise<RunningEmulator> {
+async function start(program: string, machine: EmulatedMachine, clock: Clock): Promise<RunningEmulator> {
   const initrd = await unnamedFile(machine.initrd)
-  const child = spawn(...endingWithUs(program, qemuArguments(machine)), {
+  const child = spawn(...endingWithUs(program, qemuArguments(machine, clock)), {
     // Its own session: a Ctrl-C on our terminal is for the command in the guest, not for QEMU.
     detached: true,
     stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', initrd.fd],
@@ -107,9 +112,11 @@ async function start(program: string, machine: EmulatedMachine): Promise<Running
 }
 
 /** QEMU's command line (QEMU: docs/system/invocation), without the program. */
-export function qemuArguments(machine: EmulatedMachine): string[] {
+export function qemuArguments(machine: EmulatedMachine, clock: Clock = 'host'): string[] {
   const args = ['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot', '-machine', 'pc,usb=off']
-  args.push('-accel', 'tcg,thread=multi')
+  // Instructions are counted for all processors together, which then take turns.
+  if (clock === 'instructions') args.push('-accel', 'tcg,thread=single', '-icount', 'shift=0,sleep=on')
+  else args.push('-accel', 'tcg,thread=multi')
   // Five-level paging would make every emulated page walk, and the nested page tables, a level deeper.
   args.push('-cpu', 'max,+svm,la57=off')
   args.push('-m', `${Math.ceil(machine.memoryBytes / 1024)}k`, '-smp', String(machine.cpus))

@@ -1,20 +1,20 @@
 import { existsSync } from 'node:fs'
-import { readdir, realpath } from 'node:fs/promises'
+import { readdir, realpath, rm } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { buildInitramfs, type InitramfsEntry, writeInitramfs } from '../boot/initramfs.js'
+import { type InitramfsEntry, writeInitramfs } from '../boot/initramfs.js'
 import { programFiles } from '../boot/program-files.js'
 import type { Assets } from './assets.js'
 import { ModuleTree } from './modules.js'
 
 /** Starts a line of a level's report; what follows is JSON. */
 export const MARK = '@nested-kvm '
-/** How far L2 counts before it powers off: a count each 0.2 s. */
+/** How far the last level counts before it powers off: a count each 0.2 s. */
 export const LAST_COUNT = 24
-/** Where L1's image has the kernel and the image of L2. */
-export const L2_KERNEL = '/boot/vmlinuz'
-export const L2_INITRD = '/boot/l2.cpio'
+/** Where the image of a level has the kernel and the image of the next one. */
+export const NEXT_KERNEL = '/boot/vmlinuz'
+export const NEXT_INITRD = '/boot/next.cpio'
 
 const PACKAGE = '/opt/nested-kvm'
 const NODE = '/bin/node'
@@ -46,12 +46,12 @@ done`
 /** A kernel that says little, as each character on a console inside a guest is two exits, and that tests nothing at boot. */
 export const QUICK_CMDLINE = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
 
-const RUN_L2 = [
+const RUN_NEXT = [
   'run',
   '--kernel',
-  L2_KERNEL,
+  NEXT_KERNEL,
   '--initrd',
-  L2_INITRD,
+  NEXT_INITRD,
   '--memory',
   '256M',
   '--append',
@@ -62,25 +62,39 @@ type Guest = Pick<Assets, 'guestKernel' | 'busybox'>
 
 /**
  * Writes the image of an L1 that is a host of its own: busybox, the hypervisor's modules, Node, this package, and the kernel and the
- * image of an L2. L1 runs `nested-kvm` with `command` as its arguments, in the shell's syntax, by default to run L2, and powers
- * off; L2 counts on its console up to `LAST_COUNT` and powers off.
+ * image of an L2. L1 runs `nested-kvm` with the first of `commands` as its arguments, in the shell's syntax, by default to run L2, and
+ * powers off. L2 is such a host as well where there is a second command, and so on; the last level, which has none, counts on its
+ * console up to `LAST_COUNT` and powers off.
  */
-export async function writeTowerImage(path: string, assets: Guest, command: readonly string[] = RUN_L2): Promise<void> {
+export async function writeTowerImage(
+  path: string,
+  assets: Guest,
+  commands: readonly (readonly string[])[] = [RUN_NEXT],
+): Promise<void> {
   const tree = await ModuleTree.open(assets.guestKernel.modulesDir)
-  const cpuid = await tree.load('cpuid')
+  const [command, ...inner] = commands
+  if (command === undefined) {
+    await writeInitramfs(baseEntries(assets, await tree.load('cpuid'), [COUNTING]), path)
+    return
+  }
   const kvm = await tree.load('cpuid', 'kvm_amd', 'kvm_intel')
-  const l2 = await buildInitramfs(baseEntries(assets, cpuid, [COUNTING]))
   const run = [`${NODE} ${PACKAGE}/dist/cli/main.js ${command.join(' ')}`, `echo '${MARK}'"{\\"status\\":$?}"`]
-  await writeInitramfs(
-    [
-      ...baseEntries(assets, kvm, run),
-      ...(await programFiles(process.execPath, { path: NODE })),
-      ...(await packageEntries()),
-      { type: 'file', path: L2_KERNEL, source: assets.guestKernel.vmlinuz },
-      { type: 'file', path: L2_INITRD, data: l2 },
-    ],
-    path,
-  )
+  const next = `${path}.next`
+  try {
+    await writeTowerImage(next, assets, inner)
+    await writeInitramfs(
+      [
+        ...baseEntries(assets, kvm, run),
+        ...(await programFiles(process.execPath, { path: NODE })),
+        ...(await packageEntries()),
+        { type: 'file', path: NEXT_KERNEL, source: assets.guestKernel.vmlinuz },
+        { type: 'file', path: NEXT_INITRD, source: next },
+      ],
+      path,
+    )
+  } finally {
+    await rm(next, { force: true })
+  }
 }
 
 type Module = Awaited<ReturnType<ModuleTree['load']>>[number]
@@ -97,7 +111,7 @@ function baseEntries(assets: Guest, modules: readonly Module[], commands: readon
 }
 
 /**
- * Process 1 of L1 and of L2: tells kernel, CPU flag and hypervisor leaf, runs the commands and powers off. A module that
+ * Process 1 of a level: tells kernel, CPU flag and hypervisor leaf, runs the commands and powers off. A module that
  * does not load is no failure here: only one of kvm_amd and kvm_intel can.
  */
 function initScript(modules: readonly Module[], commands: readonly string[]): string {

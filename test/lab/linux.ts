@@ -26,18 +26,15 @@ const APPLETS = [
   'wc',
 ]
 
-interface LinuxOptions extends Partial<Omit<MachineOptions, 'kernel' | 'initrd' | 'modules'>> {
-  image?: 'vmlinuz' | 'image'
+interface ImageOptions {
+  /** Loaded before the script runs, with what they need. */
   modules?: readonly string[]
+  /** In its root beside what is usual. */
   files?: readonly InitramfsEntry[]
 }
 
-/**
- * An L1 with the stock kernel, as a bzImage (`vmlinuz`) or as the ELF file in it (`image`), whose init mounts what is usual and
- * loads `modules` with what they need, and runs `script`. `files` are in its root beside what is usual.
- */
-export async function linuxMachine(script: string, options: LinuxOptions = {}): Promise<Machine> {
-  const { image = 'vmlinuz', modules: names = [], files = [], ...rest } = options
+/** The image of an L1 with the stock kernel, whose init mounts what is usual, loads modules and runs `script`. */
+export async function linuxInitrd(script: string, { modules: names = [], files = [] }: ImageOptions): Promise<Buffer> {
   const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
   const modules = names.length > 0 ? await (await ModuleTree.open(guestKernel.modulesDir)).load(...names) : []
   const init = `#!/bin/sh
@@ -48,7 +45,7 @@ mount -t devtmpfs devtmpfs /dev
 ${modules.map(({ name }) => `insmod /modules/${name}.ko`).join('\n')}
 ${script}
 `
-  const initrd = await buildInitramfs([
+  return await buildInitramfs([
     { type: 'file', path: '/bin/busybox', source: busybox.program, mode: 0o755 },
     ...APPLETS.map(name => ({ type: 'symlink' as const, path: `/bin/${name}`, target: 'busybox' })),
     ...['/proc', '/sys', '/dev'].map(path => ({ type: 'directory' as const, path })),
@@ -57,6 +54,17 @@ ${script}
     ...modules.map(({ name, data }) => ({ type: 'file' as const, path: `/modules/${name}.ko`, data })),
     ...files,
   ])
+}
+
+interface LinuxOptions extends ImageOptions, Partial<Omit<MachineOptions, 'kernel' | 'initrd' | 'modules'>> {
+  image?: 'vmlinuz' | 'image'
+}
+
+/** An L1 with that image and the stock kernel, as a bzImage (`vmlinuz`) or as the ELF file in it (`image`). */
+export async function linuxMachine(script: string, options: LinuxOptions = {}): Promise<Machine> {
+  const { image = 'vmlinuz', modules = [], files = [], ...rest } = options
+  const { guestKernel } = await ensureAssets(['guestKernel'])
+  const initrd = await linuxInitrd(script, { modules, files })
   // A guest that panics ends, and is not tried again.
   const base = { kernel: guestKernel[image], initrd, cmdline: QUICK_CMDLINE, memory: '256M', reboot: false }
   return Machine.create({ ...base, ...rest })

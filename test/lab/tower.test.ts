@@ -80,7 +80,7 @@ it(
     onTestFinished(() => rm(directory, { recursive: true, force: true }))
     const assets = await ensureAssets(['guestKernel', 'busybox'])
     const initrd = join(directory, 'l1.cpio')
-    await writeTowerImage(initrd, assets, ['demo', '--level', '1'])
+    await writeTowerImage(initrd, assets, [['demo', '--level', '1']])
     const first = await Machine.create({
       kernel: assets.guestKernel.vmlinuz,
       initrd,

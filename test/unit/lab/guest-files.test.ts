@@ -51,6 +51,18 @@ test('kvm is loaded with nesting on, and an outer directory is mounted before an
   expect(at('share1')).toBeGreaterThan(at('share2'))
 })
 
+test('a clock of instructions has a TSC that the kernel is told of, and one thread for all processors', () => {
+  const machine = { kernel: '/k', initrd: Buffer.alloc(0), commandLine: '', memoryBytes: 2 ** 30, cpus: 2, shares: [] }
+  const counted = qemuArguments(machine, 'instructions')
+  expect(counted[counted.indexOf('-accel') + 1]).toBe('tcg,thread=single')
+  expect(counted[counted.indexOf('-icount') + 1]).toBe('shift=0,sleep=on')
+  expect(qemuEmulator('/qemu', 'instructions').commandLine).toContain('tsc_early_khz=1000000')
+  const usual = qemuArguments(machine)
+  expect(usual[usual.indexOf('-accel') + 1]).toBe('tcg,thread=multi')
+  expect(usual).not.toContain('-icount')
+  expect(qemuEmulator('/qemu').commandLine).not.toContain('tsc_early_khz=1000000')
+})
+
 test('a comma in a shared path does not end the QEMU option, and only writable shares are writable', () => {
   const args = qemuArguments({
     kernel: '/k',
@@ -92,6 +104,8 @@ test.each([
   [['true'], { memory: '999T' }, /more than this machine has/],
   [['true'], { memory: 'lots' }, /memory: "lots"/],
   [['true'], { cpus: 0 }, /cpus: 0/],
+  [['true'], { clock: 'sun' as 'host' }, /clock: "sun": is not what a clock can count/],
+  [['true'], { vendor: 'vmx', clock: 'host' }, /clock: "host": is not to be had with vmx/],
   [['true'], { timeout: -1 }, /timeout: -1/],
   [['true'], { timeout: Number.NaN }, /timeout: NaN/],
   [['true'], { cwd: '/nonexistent' }, /cannot be used \(ENOENT\)/],
