@@ -130,6 +130,9 @@ USEFUL_MODULES.push(
   'sd_mod',
   'msr',
   'cpuid',
+  'button',
+  'pvpanic_mmio',
+  'softdog',
 )
 
 /**
@@ -165,7 +168,7 @@ async function ensureRootDisk(progress: Progress): Promise<RootDiskAsset> {
     onProgress: progress,
   })
   const kernels = { guestKernel, labKernel }
-  const { directory } = await cached('root-disk', rootDiskRecipe(Object.values(kernels)), async work => {
+  const { directory } = await cached('root-disk', await rootDiskRecipe(Object.values(kernels)), async work => {
     await makeRootDisk(join(work, 'root.img'), Object.values(kernels), progress)
     for (const [name, kernel] of Object.entries(kernels)) {
       await writeFile(join(work, `${name}.cpio`), await diskInitrd(kernel, busybox.program))

@@ -1,4 +1,4 @@
-import { cp, mkdir, rm, truncate, writeFile } from 'node:fs/promises'
+import { cp, mkdir, readdir, rm, truncate, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { buildInitramfs } from '../boot/initramfs.js'
 import { ConfigError } from '../errors.js'
@@ -66,8 +66,11 @@ busybox poweroff -f
 `
 
 /** What a root disk is made from: another of these is another disk. */
-export function rootDiskRecipe(kernels: readonly KernelAsset[]): string {
-  return JSON.stringify([1, SUITE, PACKAGES, NOT_KEPT, SIZE, INIT, kernels.map(({ release }) => release)])
+export async function rootDiskRecipe(kernels: readonly KernelAsset[]): Promise<string> {
+  const modules = kernels.map(async ({ modulesDir, release }) => {
+    return [release, (await readdir(modulesDir, { recursive: true })).sort()]
+  })
+  return JSON.stringify([1, SUITE, PACKAGES, NOT_KEPT, SIZE, INIT, await Promise.all(modules)])
 }
 
 /**
