@@ -38,7 +38,7 @@ const weights = {
 const DEFAULT_WEIGHT = 15
 /** What does not depend on the extension is tried with the quicker one. */
 const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts'])
-const TOWERS = new Set(['disks.test.ts', 'xen.test.ts'])
+const TOWERS = new Set(['crash.test.ts', 'disks.test.ts', 'xen.test.ts'])
 /** Memory of the host in which an L1 has the 8 GiB that people give it. */
 const TOWERS_MEMORY = '9G'
 const VMX_LABS = 2
