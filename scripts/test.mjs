@@ -1,15 +1,16 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or towers, asan,
-//                                                which are not part of "all"
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which is
+//                                                not part of "all"
 //
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
-// towers runs what needs disks that are made first (as root, by debootstrap) and minutes for each test: other hypervisors in L1.
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
-// extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
-// `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
+// extension, else inside the emulated host that has it. Some are for svm only, the towers of other hypervisors among them, which need
+// disks that are made first (as root, by debootstrap); a run of all parts makes them beside the unit tests. asan runs the kvm part over
+// the sanitized addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as
+// failed.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
@@ -36,11 +37,17 @@ const weights = {
   'l1.test.ts': 25,
 }
 const DEFAULT_WEIGHT = 15
-/** What does not depend on the extension is tried with the quicker one. */
-const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts'])
-const TOWERS = new Set(['crash.test.ts', 'disks.test.ts', 'xen.test.ts'])
-/** Memory of the host in which an L1 has the 8 GiB that people give it. */
-const TOWERS_MEMORY = '9G'
+/** What a file's tests need beside a kernel and busybox. */
+const needs = {
+  'crash.test.ts': ['rootDisk'],
+  'disks.test.ts': ['rootDisk', 'guestDisk'],
+  'xen.test.ts': ['rootDisk', 'guestDisk', 'xen'],
+}
+/** What does not depend on the extension, or takes too long, is tried with the quicker one: devices, and the towers of other hypervisors. */
+const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts', ...Object.keys(needs)])
+/** Its L1 has the 8 GiB that people give it. */
+const LARGE = 'disks.test.ts'
+const LARGE_MEMORY = '9G'
 const VMX_LABS = 2
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
@@ -51,7 +58,6 @@ const parts = {
   lab: options => labRuns(['svm', 'vmx'], options),
   svm: options => labRuns(['svm'], options),
   vmx: options => labRuns(['vmx'], options),
-  towers: options => labRuns(['svm'], options, true),
   asan: options => [{ ...vitestRun('kvm', options), name: 'asan', env: sanitizerEnvironment() }],
 }
 
@@ -61,7 +67,7 @@ function vitestRun(name, options) {
 }
 
 /** The runs of the lab's tests with vendors' extensions; options may say which tests. */
-async function labRuns(vendors, options, towers = false) {
+async function labRuns(vendors, options) {
   const { values, positionals } = parseArgs({
     args: options,
     allowPositionals: true,
@@ -70,16 +76,14 @@ async function labRuns(vendors, options, towers = false) {
   const pattern = values.t === undefined ? [] : ['-t', values.t]
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
-  const chosen = [...modules.keys()].filter(name => named(name) && TOWERS.has(name) === towers)
-  fetchGuests(
-    towers ? ['guestKernel', 'labKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'],
-  )
+  const chosen = vendor => [...modules.keys()].filter(name => named(name) && (vendor === 'svm' || !SVM_ONLY.has(name)))
+  await fetchGuests(vendors.flatMap(chosen))
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
-    const names = chosen.filter(name => vendor === 'svm' || !SVM_ONLY.has(name))
+    const names = chosen(vendor)
     if (names.length === 0) return []
-    const memory = towers ? ['--memory', TOWERS_MEMORY] : []
+    const memory = names.includes(LARGE) ? ['--memory', LARGE_MEMORY] : []
     const deals = inLab && vendor === 'vmx' ? deal(names, VMX_LABS) : [names]
     const prefix = inLab
       ? [cli, 'lab', '--vendor', vendor, ...memory, '--timeout', labTimeout, '--', process.execPath]
@@ -125,11 +129,13 @@ function hostVendor() {
   return status === 0 ? JSON.parse(stdout).extension : undefined
 }
 
-/** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
-function fetchGuests(kinds) {
+/** In the emulated host nothing can be fetched, so what the guests of tests need is fetched here; what cannot be had fails those. */
+async function fetchGuests(tests) {
+  const kinds = [...new Set(['guestKernel', 'busybox', ...tests.flatMap(name => needs[name] ?? [])])]
   const fetch = `import { ensureAssets } from ${JSON.stringify(join(root, 'dist/index.js'))}
-    await ensureAssets(${JSON.stringify(kinds)}, { onProgress: message => console.error('test: ' + message) })`
-  spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
+    await ensureAssets(${JSON.stringify(kinds)}, { onProgress: message => console.error(message) })`
+  const end = await runNode(['--input-type=module', '--eval', fetch], {}, 'assets: ')
+  if (end !== 0) say(`not all of ${kinds.join(', ')} could be had (${end}): the tests that need it fail`)
 }
 
 function sanitizerEnvironment() {
@@ -213,7 +219,12 @@ if (part !== undefined && !(part in parts)) {
 }
 mkdirSync(results, { recursive: true })
 const totals = []
-for (const name of part ? [part] : ['unit', 'kvm', 'package', 'lab']) totals.push(await runPart(name, options))
+if (part) totals.push(await runPart(part, options))
+else {
+  const [unit] = await Promise.all([runPart('unit', []), fetchGuests(Object.keys(needs))])
+  totals.push(unit)
+  for (const name of ['kvm', 'package', 'lab']) totals.push(await runPart(name, []))
+}
 const sum = sumOf(totals)
 process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
 process.stdout.write(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped\n`)
