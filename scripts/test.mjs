@@ -27,16 +27,22 @@ const cli = join(root, 'dist/cli/main.js')
 const labTimeout = '1500'
 
 /**
- * What a lab test takes in the emulated host with vmx, in its seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. That is
- * the slower one, and on one processor: its files are dealt out to VMX_LABS of them at once.
+ * What a file's tests take in an emulated host, in processor seconds of one with vmx, roughly, or of one with svm where they are tried there
+ * only; one that is not here is taken for DEFAULT_WEIGHT. An emulated host has one processor, so the files are dealt out to LABS of
+ * them for each extension.
  */
 const weights = {
   'tower.test.ts': 150,
+  'disks.test.ts': 130,
+  'crash.test.ts': 100,
+  'xen.test.ts': 100,
   'examples.test.ts': 90,
   'save-restore.test.ts': 50,
   'l1.test.ts': 25,
 }
 const DEFAULT_WEIGHT = 15
+const LABS = 2
+
 /** What a file's tests need beside a kernel and busybox. */
 const needs = {
   'crash.test.ts': ['rootDisk'],
@@ -48,7 +54,6 @@ const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts', ...Object.key
 /** Its L1 has the 8 GiB that people give it. */
 const LARGE = 'disks.test.ts'
 const LARGE_MEMORY = '9G'
-const VMX_LABS = 2
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
@@ -83,17 +88,18 @@ async function labRuns(vendors, options) {
     const inLab = own !== vendor
     const names = chosen(vendor)
     if (names.length === 0) return []
-    const memory = names.includes(LARGE) ? ['--memory', LARGE_MEMORY] : []
-    const deals = inLab && vendor === 'vmx' ? deal(names, VMX_LABS) : [names]
-    const prefix = inLab
-      ? [cli, 'lab', '--vendor', vendor, ...memory, '--timeout', labTimeout, '--', process.execPath]
-      : []
-    return deals.map((names, index) => ({
-      name: deals.length > 1 ? `${vendor}-${index + 1}` : vendor,
-      inLab,
-      setUp: inLab ? settingUp(vendor) : undefined,
-      args: output => [...prefix, main, output, ...pattern, ...names.map(name => modules.get(name))],
-    }))
+    const hands = inLab ? deal(names, LABS) : [names]
+    const setUp = inLab ? settingUp(vendor) : undefined
+    return hands.map((names, index) => {
+      const memory = names.includes(LARGE) ? ['--memory', LARGE_MEMORY] : []
+      const lab = [cli, 'lab', '--vendor', vendor, ...memory, '--timeout', labTimeout, '--', process.execPath]
+      return {
+        name: hands.length > 1 ? `${vendor}-${index + 1}` : vendor,
+        inLab,
+        setUp,
+        args: output => [...(inLab ? lab : []), main, output, ...pattern, ...names.map(name => modules.get(name))],
+      }
+    })
   })
 }
 
