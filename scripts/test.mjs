@@ -1,17 +1,18 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or towers, asan,
-//                                                which are not part of "all"
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which is
+//                                                not part of "all"
 //
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
-// towers runs what needs disks that are made first (as root, by debootstrap) and minutes for each test: other hypervisors in L1, an L3.
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
-// extension, else inside the emulated host that has it. asan runs the kvm part over the sanitized addon of
-// `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
+// extension, else inside the emulated host that has it. Some are for svm only. The towers of other hypervisors among them need disks that are
+// made first (as root, by debootstrap); a run of all parts makes them beside the unit tests. asan runs the kvm part over the sanitized
+// addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -26,26 +27,45 @@ const cli = join(root, 'dist/cli/main.js')
 const labTimeout = '1500'
 
 /**
- * What a lab test takes in the emulated host with vmx, in its seconds, roughly; one that is not here is taken for DEFAULT_WEIGHT. That is
- * the slower one, and on one processor: its files are dealt out to VMX_LABS of them at once.
+ * What a file's tests take in an emulated host, in processor seconds of one with vmx, roughly, or of one with svm where they are tried there
+ * only; one that is not here is taken for DEFAULT_WEIGHT. An emulated host has one processor, so the files are dealt out to LABS of
+ * them for each extension.
  */
 const weights = {
+  'third-level.test.ts': 200,
   'tower.test.ts': 150,
+  'disks.test.ts': 130,
+  'crash.test.ts': 100,
+  'xen.test.ts': 100,
   'examples.test.ts': 90,
-  'disks.test.ts': 35,
+  'commands.test.ts': 70,
   'save-restore.test.ts': 50,
   'l1.test.ts': 25,
-  'commands.test.ts': 45,
 }
 const DEFAULT_WEIGHT = 15
-/** What does not depend on the extension is tried with the quicker one. */
-const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts', 'xen.test.ts', 'third-level.test.ts'])
-const TOWERS = new Set(['disks.test.ts', 'xen.test.ts', 'third-level.test.ts'])
+const LABS = 2
+/** Emulated hosts at a time: one more than would keep the processors of this machine busy. */
+const LABS_AT_ONCE = availableParallelism() + 1
+
+/** What a file's tests need beside a kernel and busybox. */
+const needs = {
+  'crash.test.ts': ['rootDisk'],
+  'disks.test.ts': ['rootDisk', 'guestDisk'],
+  'xen.test.ts': ['rootDisk', 'guestDisk', 'xen'],
+}
+/** What does not depend on the extension, or takes too long, is tried with the quicker one. */
+const SVM_ONLY = new Set([
+  'net.test.ts',
+  'virtio-devices.test.ts',
+  'crash.test.ts',
+  'xen.test.ts',
+  'third-level.test.ts',
+])
 /** Those whose guests get nowhere in the emulated host with svm unless its clock counts its own instructions. */
 const COUNTED = new Set(['third-level.test.ts'])
-/** Memory of the host in which an L1 has the 8 GiB that people give it. */
-const TOWERS_MEMORY = '9G'
-const VMX_LABS = 2
+/** GiB of the emulated host with svm for those whose L1 is large: the first has the 8 GiB that people give it. */
+const memories = { 'disks.test.ts': 9, 'third-level.test.ts': 6 }
+const DEFAULT_MEMORY = 3
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
 const parts = {
@@ -55,7 +75,6 @@ const parts = {
   lab: options => labRuns(['svm', 'vmx'], options),
   svm: options => labRuns(['svm'], options),
   vmx: options => labRuns(['vmx'], options),
-  towers: options => labRuns(['svm', 'vmx'], options, true),
   asan: options => [{ ...vitestRun('kvm', options), name: 'asan', env: sanitizerEnvironment() }],
 }
 
@@ -66,7 +85,7 @@ function vitestRun(name, options) {
 }
 
 /** The runs of the lab's tests with vendors' extensions; options may say which tests. */
-async function labRuns(vendors, options, towers = false) {
+async function labRuns(vendors, options) {
   const { values, positionals } = parseArgs({
     args: options,
     allowPositionals: true,
@@ -75,29 +94,38 @@ async function labRuns(vendors, options, towers = false) {
   const pattern = values.t === undefined ? [] : ['-t', values.t]
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
-  const chosen = [...modules.keys()].filter(name => named(name) && TOWERS.has(name) === towers)
-  fetchGuests(
-    towers ? ['guestKernel', 'labKernel', 'busybox', 'rootDisk', 'guestDisk', 'xen'] : ['guestKernel', 'busybox'],
-  )
+  const chosen = vendor => [...modules.keys()].filter(name => named(name) && (vendor === 'svm' || !SVM_ONLY.has(name)))
+  await fetchGuests(vendors.flatMap(chosen))
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
-    const names = chosen.filter(name => vendor === 'svm' || !SVM_ONLY.has(name))
+    const names = chosen(vendor)
     if (names.length === 0) return []
-    const memory = towers && vendor === 'svm' ? ['--memory', TOWERS_MEMORY] : []
-    const deals = !inLab ? [names] : vendor === 'vmx' ? deal(names, VMX_LABS) : byClock(names)
-    const prefix = names => {
-      const clock = vendor === 'svm' && COUNTED.has(names[0]) ? ['--clock', 'instructions'] : []
-      return inLab
-        ? [cli, 'lab', '--vendor', vendor, ...memory, ...clock, '--timeout', labTimeout, '--', process.execPath]
-        : []
-    }
-    return deals.map((names, index) => ({
-      name: deals.length > 1 ? `${vendor}-${index + 1}` : vendor,
-      inLab,
-      setUp: inLab ? settingUp(vendor) : undefined,
-      args: output => [...prefix(names), main, output, ...pattern, ...names.map(name => modules.get(name))],
-    }))
+    const hands = inLab ? byClock(names).flatMap(names => deal(names, LABS)) : [names]
+    const setUp = inLab ? settingUp(vendor) : undefined
+    return hands.map((names, index) => {
+      const lab = [
+        cli,
+        'lab',
+        '--vendor',
+        vendor,
+        '--timeout',
+        labTimeout,
+        ...(vendor === 'svm' ? svmOptions(names) : []),
+      ]
+      return {
+        name: hands.length > 1 ? `${vendor}-${index + 1}` : vendor,
+        inLab,
+        setUp,
+        args: output => [
+          ...(inLab ? [...lab, '--', process.execPath] : []),
+          main,
+          output,
+          ...pattern,
+          ...names.map(name => modules.get(name)),
+        ],
+      }
+    })
   })
 }
 
@@ -117,6 +145,12 @@ function deal(names, most) {
 function byClock(names) {
   const [host, counted] = [false, true].map(wanted => names.filter(name => COUNTED.has(name) === wanted))
   return [host, counted].filter(names => names.length > 0)
+}
+
+/** What the emulated host with svm has to have for these tests. */
+function svmOptions(names) {
+  const memory = Math.max(...names.map(name => memories[name] ?? DEFAULT_MEMORY))
+  return ['--memory', `${memory}G`, ...(COUNTED.has(names[0]) ? ['--clock', 'instructions'] : [])]
 }
 
 let setUps = Promise.resolve()
@@ -139,11 +173,13 @@ function hostVendor() {
   return status === 0 ? JSON.parse(stdout).extension : undefined
 }
 
-/** In the emulated host nothing can be fetched, so its guests' parts are fetched here. */
-function fetchGuests(kinds) {
+/** In the emulated host nothing can be fetched, so what the guests of tests need is fetched here; what cannot be had fails those. */
+async function fetchGuests(tests) {
+  const kinds = [...new Set(['guestKernel', 'busybox', ...tests.flatMap(name => needs[name] ?? [])])]
   const fetch = `import { ensureAssets } from ${JSON.stringify(join(root, 'dist/index.js'))}
-    await ensureAssets(${JSON.stringify(kinds)}, { onProgress: message => console.error('test: ' + message) })`
-  spawnSync(process.execPath, ['--input-type=module', '--eval', fetch], { stdio: 'inherit' })
+    await ensureAssets(${JSON.stringify(kinds)}, { onProgress: message => console.error(message) })`
+  const end = await runNode(['--input-type=module', '--eval', fetch], {}, 'assets: ')
+  if (end !== 0) say(`not all of ${kinds.join(', ')} could be had (${end}): the tests that need it fail`)
 }
 
 function sanitizerEnvironment() {
@@ -173,10 +209,15 @@ function count(report) {
   }
 }
 
-/** Runs what one part is made of, all of it at once; gives what became of it. */
+/** Runs what one part is made of, as much of it at once as there is room for; gives what became of it. */
 async function runPart(name, options) {
   const runs = await parts[name](options)
-  const totals = await Promise.all(runs.map(run => runTests(run, runs.length > 1)))
+  const waiting = [...runs]
+  const totals = []
+  const hand = async () => {
+    for (let run = waiting.shift(); run; run = waiting.shift()) totals.push(await runTests(run, runs.length > 1))
+  }
+  await Promise.all(Array.from({ length: LABS_AT_ONCE }, hand))
   return sumOf(totals)
 }
 
@@ -227,7 +268,12 @@ if (part !== undefined && !(part in parts)) {
 }
 mkdirSync(results, { recursive: true })
 const totals = []
-for (const name of part ? [part] : ['unit', 'kvm', 'package', 'lab']) totals.push(await runPart(name, options))
+if (part) totals.push(await runPart(part, options))
+else {
+  const [unit] = await Promise.all([runPart('unit', []), fetchGuests(Object.keys(needs))])
+  totals.push(unit)
+  for (const name of ['kvm', 'package', 'lab']) totals.push(await runPart(name, []))
+}
 const sum = sumOf(totals)
 process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
 process.stdout.write(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped\n`)

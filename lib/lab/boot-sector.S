@@ -22,11 +22,11 @@
   mov ax, 0x4300                  # INT 13h, extended write
   mov dl, 0x80
   int 0x13
-  mov word ptr [dap + 2], 64
+  mov word ptr [dap + 2], 127
   mov word ptr [dap + 6], 0x1000
   mov word ptr [dap + 4], 0
   mov dword ptr [dap + 8], 1
-chunk:                            # 64 sectors at a time to 0x10000, and from there up
+chunk:                            # 127 sectors at a time to 0x10000, and from there up
   sti
   mov si, offset dap
   mov ah, 0x42                    # INT 13h, extended read
@@ -48,10 +48,10 @@ chunk:                            # 64 sectors at a time to 0x10000, and from th
   mov es, bx
   mov esi, 0x10000
   mov edi, [destination]
-  mov ecx, 0x2000
+  mov ecx, 127 * 128
   addr32 rep movsd
   mov [destination], edi
-  add word ptr [dap + 8], 64
+  add word ptr [dap + 8], 127
   adc word ptr [dap + 10], 0
   dec dword ptr [chunks]
   jnz chunk
@@ -107,9 +107,9 @@ gdt:
   .quad 0x00cf93000000ffff
 farewell: .asciz "Shutdown"
 .org 0x1d0
-dap:                              # the disk address packet: 64 sectors from 1 on to 1000:0000
+dap:                              # the disk address packet: 127 sectors from 1 on to 1000:0000
   .byte 16, 0
-  .word 64, 0, 0x1000
+  .word 127, 0, 0x1000
   .quad 1
 destination: .long 0
 chunks: .long 0

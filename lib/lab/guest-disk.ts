@@ -22,7 +22,7 @@ poweroff -f
 `
 
 export function guestDiskRecipe({ release }: KernelAsset): string {
-  return JSON.stringify([1, SIZE, APPLETS, INIT, QUICK_CMDLINE, release])
+  return JSON.stringify([2, SIZE, APPLETS, INIT, QUICK_CMDLINE, release])
 }
 
 /**

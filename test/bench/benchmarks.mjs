@@ -88,6 +88,18 @@ export const benchmarks = [
     ours: 'lab-boot.mjs',
     baseline: 'boot-qemu.mjs',
   },
+  {
+    name: 'reset',
+    what: 'in the lab: an L1 that has booted is reset, to its init again, against `nested-kvm run` in a new process',
+    unit: 's',
+    target: 1,
+    pairs: 3,
+    lab: 'svm',
+    assets: ['guestKernel', 'busybox'],
+    prepare: 'reset-image.mjs',
+    ours: 'reset.mjs',
+    baseline: 'reset-run.mjs',
+  },
   ...[
     { name: 'blk-seq', what: '128 KiB each, in sequence, read', unit: 'us/request', arguments: ['read', '128'] },
     { name: 'blk-rand', what: '4 KiB each, anywhere, read', unit: 'us/request', arguments: ['randread', '4'] },

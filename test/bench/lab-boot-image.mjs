@@ -6,41 +6,14 @@ import { createWriteStream } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { finished } from 'node:stream/promises'
-import {
-  ensureAssets,
-  Kvm,
-  KvmError,
-  kvm_cpuid2,
-  kvm_msrs,
-  kvm_regs,
-  kvm_sregs,
-  Machine,
-  writeInitramfs,
-} from 'nested-kvm'
+import { Kvm, KvmError, kvm_cpuid2, kvm_msrs, kvm_regs, kvm_sregs, Machine } from 'nested-kvm'
+import { writeInitImage } from './init-image.mjs'
 
 const PAGE = 4096
 const ZEROS = new Uint8Array(PAGE)
 const [directory] = process.argv.slice(2)
-const { guestKernel, busybox } = await ensureAssets(['guestKernel', 'busybox'])
-const initrd = join(directory, 'initrd')
-await writeInitramfs(
-  [
-    { type: 'file', path: '/bin/busybox', source: busybox.program, mode: 0o755 },
-    { type: 'directory', path: '/dev' },
-    { type: 'device', path: '/dev/console', kind: 'char', major: 5, minor: 1 },
-    {
-      type: 'file',
-      path: '/init',
-      data: '#!/bin/busybox sh\necho @init\nexec /bin/busybox poweroff -f\n',
-      mode: 0o755,
-    },
-  ],
-  initrd,
-)
-const cmdline = 'console=ttyS0 panic=-1 quiet mitigations=off audit=0 cryptomgr.notests'
 // No device that vmm.c does not have.
-const options = { kernel: guestKernel.vmlinuz, initrd, cmdline, memory: '256M', reboot: false, rng: false }
-await writeFile(join(directory, 'options.json'), JSON.stringify(options))
+const options = await writeInitImage(directory, 'exec /bin/busybox poweroff -f', { reboot: false, rng: false })
 
 const machine = await Machine.create(options)
 const [vcpu] = machine.vcpus

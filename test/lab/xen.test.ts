@@ -1,9 +1,7 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
 import { ensureAssets } from '../../lib/lab/assets.js'
 import { Machine } from '../../lib/machine/machine.js'
+import { scriptDisk } from './script-disk.js'
 
 const LONG = { timeout: 900_000 }
 const STEP = { timeout: 400_000 }
@@ -53,11 +51,6 @@ it('Xen as L1 has hardware virtualization, and a PVH guest of it reaches user sp
     'labKernel',
     'guestKernel',
   ])
-  const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-xen-'))
-  onTestFinished(() => rm(directory, { recursive: true }))
-  // A disk that is a script: in whole sectors, filled with empty lines.
-  const script = join(directory, 'script')
-  await writeFile(script, DOM0.padEnd(Math.ceil(DOM0.length / 512) * 512, '\n'))
   const dom0 = 'console=hvc0 quiet panic=-1 mitigations=off audit=0 cryptomgr.notests run="cat /dev/vdc | bash"'
   const machine = await Machine.create({
     kernel: xen.hypervisor,
@@ -66,7 +59,7 @@ it('Xen as L1 has hardware virtualization, and a PVH guest of it reaches user sp
     disks: [
       { path: rootDisk.image, snapshot: true },
       { path: guestDisk.image, snapshot: true },
-      { path: script, readonly: true },
+      await scriptDisk(DOM0),
     ],
     memory: '1G',
     reboot: false,

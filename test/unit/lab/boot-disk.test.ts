@@ -51,7 +51,7 @@ test('the kernel, its start information and the initrd are where they are loaded
   expect(disk.length % (16 * 63 * 512)).toBe(0)
   const [destination, chunks, startInfo, entry] = [0x1e0, 0x1e4, 0x1e8, 0x1ec].map(at => disk.readUInt32LE(at))
   expect([destination, startInfo, entry]).toEqual([BASE, BASE, 0x1000850])
-  const memory = disk.subarray(512, 512 + chunks! * 32768)
+  const memory = disk.subarray(512, 512 + chunks! * 127 * 512)
   const text = (at: number, size: number) => memory.toString('latin1', at - BASE, at - BASE + size)
   const { address, offset, fileSize, memorySize } = SEGMENT
   expect(memory.subarray(address - BASE, address - BASE + fileSize)).toEqual(vmlinux().subarray(offset))

@@ -38,8 +38,12 @@ it('a root disk is made by root only, and others are told so before anything is 
   expect(existsSync(`${image}.tree`)).toBe(false)
 })
 
-it('another kernel asks for another root disk', () => {
-  const recipe = (release: string) => rootDiskRecipe([{ release, vmlinuz: '', image: '', modulesDir: '' }])
-  expect(recipe('6.1.0-1-amd64')).not.toBe(recipe('6.1.0-2-amd64'))
-  expect(recipe('6.1.0-1-amd64')).toBe(recipe('6.1.0-1-amd64'))
+it('another kernel asks for another root disk, and so does one with other modules', async () => {
+  const recipe = (release: string) => rootDiskRecipe([{ release, vmlinuz: '', image: '', modulesDir: directory }])
+  const one = await recipe('6.1.0-1-amd64')
+  expect(await recipe('6.1.0-2-amd64')).not.toBe(one)
+  expect(await recipe('6.1.0-1-amd64')).toBe(one)
+  await mkdir(join(directory, 'kernel'))
+  await writeFile(join(directory, 'kernel/softdog.ko'), '')
+  expect(await recipe('6.1.0-1-amd64')).not.toBe(one)
 })
