@@ -1,6 +1,6 @@
 /*
  * Baseline of lab-boot: a minimal VMM that boots the machine of lab-boot-image.mjs: vmm DIRECTORY
- * Devices: 16550A (output only), i8042 (reads 0), ACPI PM; any other port reads all ones.
+ * Devices: 16550A (output only), i8042 (reads 0), ACPI PM, a CMOS clock that stands still; any other port reads all ones.
  */
 #include "host.h"
 
@@ -91,10 +91,26 @@ static uint8_t uart_read(int reg) {
 static uint16_t pm_enable, pm_control;
 static double pm_start;
 
+static uint8_t cmos_index;
+
+/* Never an update in progress, for which a kernel would wait long; BCD, 24 hours. */
+static uint8_t cmos_read(void) {
+  switch (cmos_index) {
+  case 0x07: case 0x08: return 0x01;
+  case 0x09: return 0x26;
+  case 0x0a: return 0x20;
+  case 0x0b: return 0x02;
+  case 0x0d: return 0x80;
+  case 0x32: return 0x20;
+  default: return 0;
+  }
+}
+
 static uint32_t port_read(uint16_t port) {
   if (port >= 0x3f8 && port < 0x400) return uart_read(port - 0x3f8);
   switch (port) {
   case 0x64: return 0;
+  case 0x71: return cmos_read();
   case 0x600: return (uint32_t)pm_enable << 16;
   case 0x602: return pm_enable;
   case 0x604: return pm_control | 1;
@@ -106,6 +122,7 @@ static uint32_t port_read(uint16_t port) {
 /* Returns whether the machine is to end. */
 static int port_write(uint16_t port, uint32_t value) {
   if (port >= 0x3f8 && port < 0x400) uart_write(port - 0x3f8, value);
+  if (port == 0x70) cmos_index = value & 0x7f;
   if (port == 0x602) pm_enable = value;
   if (port == 0x604) {
     pm_control = value & 0x1c00;
