@@ -1,18 +1,17 @@
 // Runs the tests, every part where it belongs, and ends with one line: N passed, N failed, N skipped.
 //
 //   node scripts/test.mjs                        all parts
-//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or asan, which is
+//   node scripts/test.mjs PART [vitest options]  one of them: unit, kvm, package, lab; or half of lab: svm, vmx; or l3, asan, which are
 //                                                not part of "all"
 //
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. Some are for svm only. The towers of other hypervisors among them need disks that are
-// made first (as root, by debootstrap); a run of all parts makes them beside the unit tests. asan runs the kvm part over the sanitized
-// addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
+// made first (as root, by debootstrap); a run of all parts makes them, and the emulated hosts, beside the unit tests. l3 is a tower of three guests in an emulated
+// host with svm, some five minutes of a processor. asan runs the kvm part over the sanitized addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -32,7 +31,6 @@ const labTimeout = '1500'
  * them for each extension.
  */
 const weights = {
-  'third-level.test.ts': 200,
   'tower.test.ts': 150,
   'disks.test.ts': 130,
   'crash.test.ts': 100,
@@ -44,8 +42,6 @@ const weights = {
 }
 const DEFAULT_WEIGHT = 15
 const LABS = 2
-/** Emulated hosts at a time: one more than would keep the processors of this machine busy. */
-const LABS_AT_ONCE = availableParallelism() + 1
 
 /** What a file's tests need beside a kernel and busybox. */
 const needs = {
@@ -54,17 +50,11 @@ const needs = {
   'xen.test.ts': ['rootDisk', 'guestDisk', 'xen'],
 }
 /** What does not depend on the extension, or takes too long, is tried with the quicker one. */
-const SVM_ONLY = new Set([
-  'net.test.ts',
-  'virtio-devices.test.ts',
-  'crash.test.ts',
-  'xen.test.ts',
-  'third-level.test.ts',
-])
-/** Those whose guests get nowhere in the emulated host with svm unless its clock counts its own instructions. */
-const COUNTED = new Set(['third-level.test.ts'])
+const SVM_ONLY = new Set(['net.test.ts', 'virtio-devices.test.ts', 'crash.test.ts', 'xen.test.ts'])
+/** Its guest gets nowhere in the emulated host with svm unless its clock counts its own instructions. */
+const L3 = 'third-level.test.ts'
 /** GiB of the emulated host with svm for those whose L1 is large: the first has the 8 GiB that people give it. */
-const memories = { 'disks.test.ts': 9, 'third-level.test.ts': 6 }
+const memories = { 'disks.test.ts': 9, [L3]: 6 }
 const DEFAULT_MEMORY = 3
 
 /** The parts, and what each runs at the same time: functions that give its runs. */
@@ -75,6 +65,7 @@ const parts = {
   lab: options => labRuns(['svm', 'vmx'], options),
   svm: options => labRuns(['svm'], options),
   vmx: options => labRuns(['vmx'], options),
+  l3: options => labRuns(['svm'], options, [L3]),
   asan: options => [{ ...vitestRun('kvm', options), name: 'asan', env: sanitizerEnvironment() }],
 }
 
@@ -85,7 +76,7 @@ function vitestRun(name, options) {
 }
 
 /** The runs of the lab's tests with vendors' extensions; options may say which tests. */
-async function labRuns(vendors, options) {
+async function labRuns(vendors, options, only) {
   const { values, positionals } = parseArgs({
     args: options,
     allowPositionals: true,
@@ -94,15 +85,16 @@ async function labRuns(vendors, options) {
   const pattern = values.t === undefined ? [] : ['-t', values.t]
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
-  const chosen = vendor => [...modules.keys()].filter(name => named(name) && (vendor === 'svm' || !SVM_ONLY.has(name)))
+  const tests = only ?? [...modules.keys()].filter(name => name !== L3)
+  const chosen = vendor => tests.filter(name => named(name) && (vendor === 'svm' || !SVM_ONLY.has(name)))
   await fetchGuests(vendors.flatMap(chosen))
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
     const names = chosen(vendor)
     if (names.length === 0) return []
-    const hands = inLab ? byClock(names).flatMap(names => deal(names, LABS)) : [names]
-    const setUp = inLab ? settingUp(vendor) : undefined
+    const hands = inLab ? deal(names, LABS) : [names]
+    const setUp = inLab ? () => setUpLab(vendor) : undefined
     return hands.map((names, index) => {
       const lab = [
         cli,
@@ -141,30 +133,29 @@ function deal(names, most) {
   return hands.map(({ names }) => names).filter(names => names.length > 0)
 }
 
-/** The lab's tests by what the emulated host's clock is to count. */
-function byClock(names) {
-  const [host, counted] = [false, true].map(wanted => names.filter(name => COUNTED.has(name) === wanted))
-  return [host, counted].filter(names => names.length > 0)
-}
-
 /** What the emulated host with svm has to have for these tests. */
 function svmOptions(names) {
   const memory = Math.max(...names.map(name => memories[name] ?? DEFAULT_MEMORY))
-  return ['--memory', `${memory}G`, ...(COUNTED.has(names[0]) ? ['--clock', 'instructions'] : [])]
+  return ['--memory', `${memory}G`, ...(names.includes(L3) ? ['--clock', 'instructions'] : [])]
 }
 
 let setUps = Promise.resolve()
+const setUpOf = {}
 
 /**
- * What fetches and builds a vendor's lab, once for all its runs, and one after the other, since apt does one thing at a time. What
- * is wrong when that fails is told by the lab itself.
+ * Fetches and builds a vendor's lab, once, and one after the other, since apt does one thing at a time. What is wrong when that fails is told
+ * by the lab itself.
  */
-function settingUp(vendor) {
-  let done
-  return () => {
-    done ??= setUps = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
-    return done
-  }
+function setUpLab(vendor) {
+  setUpOf[vendor] ??= setUps = setUps.then(() => runNode([cli, 'lab', 'setup', '--vendor', vendor], {}, `${vendor}: `))
+  return setUpOf[vendor]
+}
+
+/** All that the tests of a whole run need of the network. */
+async function fetchAll() {
+  await fetchGuests(Object.keys(needs))
+  const own = hostVendor()
+  for (const vendor of ['svm', 'vmx']) if (vendor !== own) await setUpLab(vendor)
 }
 
 /** The extension that guests of this host can nest with, if any. */
@@ -209,15 +200,10 @@ function count(report) {
   }
 }
 
-/** Runs what one part is made of, as much of it at once as there is room for; gives what became of it. */
+/** Runs what one part is made of, all of it at once; gives what became of it. */
 async function runPart(name, options) {
   const runs = await parts[name](options)
-  const waiting = [...runs]
-  const totals = []
-  const hand = async () => {
-    for (let run = waiting.shift(); run; run = waiting.shift()) totals.push(await runTests(run, runs.length > 1))
-  }
-  await Promise.all(Array.from({ length: LABS_AT_ONCE }, hand))
+  const totals = await Promise.all(runs.map(run => runTests(run, runs.length > 1)))
   return sumOf(totals)
 }
 
@@ -270,7 +256,7 @@ mkdirSync(results, { recursive: true })
 const totals = []
 if (part) totals.push(await runPart(part, options))
 else {
-  const [unit] = await Promise.all([runPart('unit', []), fetchGuests(Object.keys(needs))])
+  const [unit] = await Promise.all([runPart('unit', []), fetchAll()])
   totals.push(unit)
   for (const name of ['kvm', 'package', 'lab']) totals.push(await runPart(name, []))
 }
