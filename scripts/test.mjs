@@ -8,8 +8,9 @@
 //
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
 // extension, else inside the emulated host that has it. Some are for svm only. The towers of other hypervisors among them need disks that are
-// made first (as root, by debootstrap); a run of all parts makes them, and the emulated hosts, beside the unit tests. l3 is a tower of three guests in an emulated
-// host with svm, some five minutes of a processor. asan runs the kvm part over the sanitized addon of `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
+// made first (as root, by debootstrap); a run of all parts makes them, and the emulated hosts, beside the unit tests. l3 is a tower of three
+// guests in an emulated host with svm, some five minutes of a processor. asan runs the kvm part over the sanitized addon of
+// `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
