@@ -1,5 +1,9 @@
 /** nested-kvm: KVM for Node, with nested virtualization as its subject. */
 
+export type { CpuModel, ModelCache } from './arch/x86_64/cpu-models/cpu-model.js'
+export { CPU_MODELS, findCpuModel } from './arch/x86_64/cpu-models/models.js'
+export { type CpuSpec, parseCpuSpec } from './arch/x86_64/cpu-spec.js'
+export { type CpuidProblem, checkCpuid, type Invariant } from './arch/x86_64/cpuid-check.js'
 export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'
