@@ -1,5 +1,24 @@
 /** nested-kvm: KVM for Node, with nested virtualization as its subject. */
 
+export {
+  type CpuBaseline,
+  type CpuDifference,
+  type CpuFacts,
+  cpuBaseline,
+  diffCpus,
+  factsOfHost,
+  factsOfModel,
+  missingOf,
+} from './arch/x86_64/cpu-compare.js'
+export {
+  CPU_DUMP_SCHEMA,
+  type CpuDump,
+  type CpuHost,
+  cpuHost,
+  type DumpedLeaf,
+  dumpCpu,
+  parseCpuDump,
+} from './arch/x86_64/cpu-dump.js'
 export type { CpuModel, ModelCache } from './arch/x86_64/cpu-models/cpu-model.js'
 export { CPU_MODELS, findCpuModel } from './arch/x86_64/cpu-models/models.js'
 export { type CpuSpec, parseCpuSpec } from './arch/x86_64/cpu-spec.js'

@@ -87,7 +87,7 @@ function setWidths(entries: readonly CpuidDraft[], asked: number | undefined): s
 }
 
 /** What KVM's guests get with any model, as under QEMU (target/i386/kvm/kvm-cpu.c): x2APIC, and KVM's own features. */
-const ADDED = (
+export const ADDED_FLAGS: readonly string[] = (
   'hypervisor x2apic kvmclock-old kvmclock kvmclock-stable-bit kvm-nopiodelay kvm-asyncpf kvm-asyncpf-int kvm-steal-time ' +
   'kvm-pv-eoi'
 ).split(' ')
@@ -96,7 +96,20 @@ const ADDED = (
 const ONLY_IF_ASKED = ['svm', 'vmx', 'monitor']
 
 /** Physical addresses of models, as QEMU has them. */
-const MODEL_PHYS_BITS = 40
+export const MODEL_PHYS_BITS = 40
+
+/** What of a model's flags, and those that were demanded, a guest gets. */
+export function modelFlags(
+  model: CpuModel,
+  { demanded, withheld }: Pick<CpuSpec, 'demanded' | 'withheld'>,
+): Set<string> {
+  const gone = withDependents(withheld)
+  const named = [...model.flags.filter(flag => !ONLY_IF_ASKED.includes(flag)), ...demanded]
+  const flags = new Set(named.filter(flag => !gone.has(flag)))
+  // svm's own features come with it.
+  if (!flags.has('svm')) for (const flag of withDependents(['svm'])) flags.delete(flag)
+  return flags
+}
 
 function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCpu {
   const vendor = vendorOf(host.cpuid)
@@ -104,10 +117,8 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   const offers = (flag: string) => placesOf(flag, amd).every(at => isSet(host.cpuid, at))
   const withheld = withDependents(spec.withheld)
   demandNothingOf(withheld, spec)
-  const named = [...model.flags.filter(flag => !ONLY_IF_ASKED.includes(flag)), ...spec.demanded]
-  const wanted = new Set([...named, ...ADDED.filter(offers)].filter(flag => !withheld.has(flag)))
-  // svm's own features come with it.
-  if (!wanted.has('svm')) for (const flag of withDependents(['svm'])) wanted.delete(flag)
+  const added = ADDED_FLAGS.filter(flag => offers(flag) && !withheld.has(flag))
+  const wanted = new Set([...modelFlags(model, spec), ...added])
   for (const flag of spec.demanded) {
     const base = basesOf(flag).find(base => !wanted.has(base))
     if (base === undefined) continue
@@ -120,7 +131,7 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   }
   const lost = [...wanted].filter(flag => !offers(flag))
   for (const flag of withDependents(lost)) wanted.delete(flag)
-  const width = (findEntry(host.cpuid, LEAF_SIZES)?.eax ?? 36) & 0xff
+  const width = physBitsOf(host.cpuid)
   const cpuid = modelCpuid({
     model,
     flags: wanted,
@@ -142,6 +153,11 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
       ...((spec.physBits ?? 0) > width ? [`phys-bits-${spec.physBits}`] : []),
     ],
   }
+}
+
+/** 36 where leaf 0x80000008 is missing (AMD APM vol. 3, appendix E.4.7). */
+export function physBitsOf(cpuid: readonly CpuidEntry[]): number {
+  return (findEntry(cpuid, LEAF_SIZES)?.eax ?? 36) & 0xff
 }
 
 function basesOf(flag: string): string[] {
