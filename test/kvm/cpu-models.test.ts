@@ -2,10 +2,12 @@ import { expect, it, onTestFinished } from 'vitest'
 import { CPU_MODELS } from '../../lib/arch/x86_64/cpu-models/models.js'
 import { vendorOf } from '../../lib/arch/x86_64/cpuid.js'
 import { checkCpuid } from '../../lib/arch/x86_64/cpuid-check.js'
+import { CpuidTable } from '../../lib/arch/x86_64/cpuid-table.js'
 import { ConfigError } from '../../lib/errors.js'
 import { Kvm } from '../../lib/kvm/kvm.js'
 import { decodeCpuid } from '../../lib/kvm/tables.js'
 import { Machine } from '../../lib/machine/machine.js'
+import { assemble } from '../guests/assemble.js'
 import { elfKernel } from '../guests/elf.js'
 
 /** Prints the brand string that CPUID gives, and powers off. */
@@ -69,4 +71,24 @@ it('a model that this host cannot give is refused, by name', async () => {
   const foreign = vendorOf(kvm.supportedCpuid()) === 'GenuineIntel' ? 'EPYC' : 'Haswell'
   await expect(machine(foreign)).rejects.toThrow(ConfigError)
   await expect(machine(foreign)).rejects.toThrow(/does not offer vendor-.* to guests; go without/)
+})
+
+it('a VMM of one’s own gives its guest a table that it has edited', () => {
+  using kvm = Kvm.open()
+  const table = new CpuidTable(kvm.supportedCpuid())
+  table.entry(0x40000000).ebx = 0x31415926
+  table.remove('cx16')
+  using vm = kvm.createVm()
+  const ram = vm.addMemory({ guestAddress: 0, size: 0x10000 })
+  const code = assemble('.code16\nmov eax, 0x40000000\ncpuid\nmov esi, ebx\nmov eax, 1\ncpuid\nhlt')
+  ram.bytes.set(code, 0x1000)
+  using vcpu = vm.createVcpu(0)
+  vcpu.setCpuid(table.entries)
+  const sregs = vcpu.getSregs()
+  vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, base: 0n, selector: 0 } })
+  vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x1000n, rflags: 2n })
+  expect(vcpu.run().reason).toBe('hlt')
+  const { rsi, rcx } = vcpu.getRegs()
+  expect(rsi).toBe(0x31415926n)
+  expect((rcx >> 13n) & 1n).toBe(0n)
 })

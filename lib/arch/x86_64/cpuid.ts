@@ -58,6 +58,16 @@ export function isAmdVendor(vendor: string): boolean {
   return /^(AuthenticAMD|HygonGenuine)$/.test(vendor)
 }
 
+/**
+ * The bits that tell of a flag on a processor of this kind: where Intel and AMD have different ones (speculation control: leaf 7 or
+ * 0x80000008), only those of the kind.
+ */
+export function placesOf(flag: string, amd: boolean): readonly FlagLocation[] {
+  const places = CPU_FLAGS.get(flag) ?? []
+  if (places.length < 2) return places
+  return places.filter(({ leaf }) => (leaf === LEAF_SIZES) === amd)
+}
+
 /** These flags, and those that mean nothing without them. */
 export function withDependents(flags: Iterable<string>): Set<string> {
   const all = new Set(flags)

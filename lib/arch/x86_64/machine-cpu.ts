@@ -13,12 +13,13 @@ import {
   isAmdVendor,
   isSet,
   LEAF_SIZES,
+  placesOf,
   setFlag,
   sizeXsaveArea,
   vendorOf,
   withDependents,
 } from './cpuid.js'
-import { modelCpuid, placesOf } from './model-cpuid.js'
+import { modelCpuid } from './model-cpuid.js'
 
 /** What the platform adds to what `KVM_GET_SUPPORTED_CPUID` reports. */
 export interface CpuidOptions {

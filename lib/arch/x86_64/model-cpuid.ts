@@ -1,24 +1,20 @@
 import type { CpuidEntry } from '../../kvm/structs.js'
 import { SVM_LEAF } from '../../nested/svm-capabilities.js'
-import { CPU_FLAGS, type FlagLocation } from './cpu-flags.js'
 import type { CpuModel, ModelCache } from './cpu-models/cpu-model.js'
 import {
   AMD_ALIASES,
-  type CpuidDraft,
   findEntry,
   isAmdVendor,
   LEAF_EXTENDED_FEATURES,
   LEAF_FEATURES,
   LEAF_SIZES,
   LEAF_XSAVE,
+  placesOf,
   sizeXsaveArea,
   XSAVE_COMPONENTS,
 } from './cpuid.js'
+import { CpuidTable } from './cpuid-table.js'
 
-/** `KVM_CPUID_FLAG_SIGNIFCANT_INDEX` */
-const SIGNIFICANT_INDEX = 1
-/** Leaves that have sub-leaves. */
-const INDEXED: ReadonlySet<number> = new Set([0x4, 0x7, 0xb, LEAF_XSAVE, 0x1d, 0x1e, 0x1f, 0x8000001d])
 const LEAF_TOPOEXT_CACHES = 0x8000001d
 const LEAF_TOPOEXT = 0x8000001e
 const LINE = 64
@@ -38,19 +34,9 @@ export interface ModelParts {
   readonly supported: readonly CpuidEntry[]
 }
 
-/**
- * The bits that tell of a flag on a processor of this kind: where Intel and AMD have different ones (speculation control: leaf 7 or
- * 0x80000008), only those of the kind.
- */
-export function placesOf(flag: string, amd: boolean): readonly FlagLocation[] {
-  const places = CPU_FLAGS.get(flag) ?? []
-  if (places.length < 2) return places
-  return places.filter(({ leaf }) => (leaf === LEAF_SIZES) === amd)
-}
-
 /** A model's CPUID table (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E). Counts of vCPUs are `vcpuCpuid`'s. */
 export function modelCpuid({ model, flags, vendor, physBits, brand, supported }: ModelParts): CpuidEntry[] {
-  const table = new Table()
+  const table = new CpuidTable()
   const amd = isAmdVendor(vendor)
   for (const flag of flags) for (const at of placesOf(flag, amd)) table.setBit(at)
   const features = table.entry(LEAF_FEATURES)
@@ -65,45 +51,21 @@ export function modelCpuid({ model, flags, vendor, physBits, brand, supported }:
   table.entry(0x7).eax = Math.max(...table.entries.filter(e => e.function === 0x7).map(e => e.index))
   addCaches(table, model.caches, { amd, topoext: flags.has('topoext') })
   if (flags.has('xsave')) addXsave(table, flags, supported)
-  if (flags.has('amx_tile')) for (const leaf of [0x1d, 0x1e]) table.copy(supported, leaf)
+  if (flags.has('amx_tile')) for (const leaf of [0x1d, 0x1e]) copy(table, supported, leaf)
   if (flags.has('svm')) {
     const svm = table.entry(SVM_LEAF)
     svm.eax = 1
     svm.ebx = Math.min(findEntry(supported, SVM_LEAF)?.ebx ?? 0, ASIDS)
   }
-  table.copy(supported, 0x40000000)
+  copy(table, supported, 0x40000000)
   addBrand(table, brand)
   addLevels(table, model, vendor)
-  return table.entries
+  return [...table.entries]
 }
 
-class Table {
-  readonly entries: CpuidDraft[] = []
-
-  entry(leaf: number, index = 0): CpuidDraft {
-    const known = findEntry(this.entries, leaf, index)
-    if (known) return known
-    const made = {
-      function: leaf,
-      index,
-      flags: INDEXED.has(leaf) ? SIGNIFICANT_INDEX : 0,
-      eax: 0,
-      ebx: 0,
-      ecx: 0,
-      edx: 0,
-    }
-    this.entries.push(made)
-    return made
-  }
-
-  setBit({ leaf, index, register, bit }: FlagLocation): void {
-    const entry = this.entry(leaf, index)
-    entry[register] = (entry[register] | (1 << bit)) >>> 0
-  }
-
-  copy(from: readonly CpuidEntry[], leaf: number): void {
-    this.entries.push(...from.filter(entry => entry.function === leaf).map(entry => ({ ...entry })))
-  }
+function copy(table: CpuidTable, from: readonly CpuidEntry[], leaf: number): void {
+  for (const { index, ...entry } of from.filter(e => e.function === leaf))
+    Object.assign(table.entry(leaf, index), entry)
 }
 
 /** Leaf 1 EAX: a family above 15 and a model above 15 overflow into the extended fields. */
@@ -112,7 +74,11 @@ function signature({ family, model, stepping }: CpuModel): number {
   return stepping | ((model & 0xf) << 4) | (base << 8) | ((model >> 4) << 16) | ((family - base) << 20)
 }
 
-function addCaches(table: Table, caches: readonly ModelCache[], { amd, topoext }: { amd: boolean; topoext: boolean }) {
+function addCaches(
+  table: CpuidTable,
+  caches: readonly ModelCache[],
+  { amd, topoext }: { amd: boolean; topoext: boolean },
+) {
   const [data, instruction, second, third] = caches
   const leaf = amd ? LEAF_TOPOEXT_CACHES : 0x4
   if (!amd || topoext) {
@@ -156,19 +122,19 @@ const WAYS: Readonly<Record<number, number>> = {
 }
 
 /** x87 and SSE state, and what the flags have, at the places where the processor puts it. */
-function addXsave(table: Table, flags: ReadonlySet<string>, supported: readonly CpuidEntry[]): void {
+function addXsave(table: CpuidTable, flags: ReadonlySet<string>, supported: readonly CpuidEntry[]): void {
   const components = Object.entries(XSAVE_COMPONENTS).flatMap(([flag, bits]) => (flags.has(flag) ? bits : []))
   const main = table.entry(LEAF_XSAVE)
   main.eax = components.reduce((bits, component) => bits | (1 << component), 0b11)
   table.entry(LEAF_XSAVE, 1)
   for (const component of components) {
     const place = findEntry(supported, LEAF_XSAVE, component)
-    if (place) table.entries.push({ ...place })
+    if (place) Object.assign(table.entry(LEAF_XSAVE, component), place)
   }
   sizeXsaveArea(table.entries)
 }
 
-function addBrand(table: Table, brand: string): void {
+function addBrand(table: CpuidTable, brand: string): void {
   const bytes = Buffer.alloc(48)
   bytes.write(brand, 'latin1')
   for (const i of [0, 1, 2]) {
@@ -180,7 +146,7 @@ function addBrand(table: Table, brand: string): void {
 }
 
 /** The highest leaves: the model's, or those that flags beyond it need. */
-function addLevels(table: Table, model: CpuModel, vendor: string): void {
+function addLevels(table: CpuidTable, model: CpuModel, vendor: string): void {
   const highest = (from: number, to: number) =>
     Math.max(0, ...table.entries.filter(e => e.function >= from && e.function < to && hasBits(e)).map(e => e.function))
   const name = Buffer.from(vendor.padEnd(12, '\0'), 'latin1')
