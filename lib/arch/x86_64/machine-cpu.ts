@@ -13,11 +13,13 @@ import {
   isAmdVendor,
   isSet,
   LEAF_SIZES,
+  LEAF_XSAVE,
   placesOf,
   setFlag,
   sizeXsaveArea,
   vendorOf,
   withDependents,
+  XSAVE_COMPONENTS,
 } from './cpuid.js'
 import { modelCpuid } from './model-cpuid.js'
 
@@ -49,6 +51,7 @@ export function machineCpu(host: HostFeatures, spec: CpuSpec, options: CpuidOpti
   const offered: CpuidDraft[] = host.cpuid.map(entry => ({ ...entry }))
   setFlag(offered, 'hypervisor')
   if (options.tscDeadlineTimer) setFlag(offered, 'tsc_deadline_timer')
+  withholdStateless(offered)
   const cpu = spec.model === 'host' ? hostCpu(offered, spec) : modelCpu({ ...host, cpuid: offered }, spec, spec.model)
   if (spec.missing === 'enforce' && cpu.missing.length > 0) throw lacking(cpu.missing, spec, offered)
   return cpu
@@ -72,6 +75,17 @@ function hostCpu(entries: CpuidDraft[], spec: CpuSpec): MachineCpu {
   for (const flag of withDependents(bases)) clearFlag(entries, flag)
   sizeXsaveArea(entries)
   return { cpuid: entries, missing: [...missing, ...setWidths(entries, spec.physBits)] }
+}
+
+/**
+ * KVM reports AMX to a process that has not asked for its state (arch_prctl(2), ARCH_REQ_XCOMP_GUEST_PERM) without the state: no guest of
+ * it can use that.
+ */
+function withholdStateless(offered: readonly CpuidDraft[]): void {
+  const state = findEntry(offered, LEAF_XSAVE)?.eax
+  if (!state) return
+  const lost = Object.entries(XSAVE_COMPONENTS).filter(([, bits]) => bits.some(bit => ((state >>> bit) & 1) === 0))
+  for (const flag of withDependents(lost.map(([flag]) => flag))) clearFlag(offered, flag)
 }
 
 /** Flags without which leaves or state components are cleared. */

@@ -178,6 +178,17 @@ describe('a model on a host that lacks some of it', () => {
     expect(() => cpuOf('EPYC', host)).toThrow('vendor-AuthenticAMD')
   })
 
+  test('AMX without its state, as KVM reports it to a process that has not asked for that, is not offered', () => {
+    const cpuid = intel.cpuid.map(e =>
+      e.function === 0xd && e.index === 0 ? { ...e, eax: 0x2ff, ebx: 2696, ecx: 2696 } : e,
+    )
+    const withoutState = { ...intel, cpuid }
+    expect(cpuOf('SapphireRapids,check', withoutState).missing).toEqual(['amx_bf16', 'amx_tile', 'amx_int8'])
+    const { cpuid: table } = cpuOf('host', withoutState)
+    expect(flagsOf(table)).not.toContain('amx_tile')
+    expect(checkCpuid(vcpuCpuid(table, 0, 2))).toEqual([])
+  })
+
   test('wider addresses than the host’s', () => {
     expect(() => cpuOf('host,phys-bits=48', host)).toThrow('does not offer phys-bits-48')
     expect(cpuOf('kvm64,phys-bits=48,check', host).missing).toContain('phys-bits-48')
