@@ -1,5 +1,33 @@
 /** nested-kvm: KVM for Node, with nested virtualization as its subject. */
 
+export type { HostFeatures } from './arch/x86_64/compatibility.js'
+export {
+  type CpuBaseline,
+  type CpuDifference,
+  type CpuFacts,
+  cpuBaseline,
+  diffCpus,
+  factsOfHost,
+  factsOfModel,
+  missingOf,
+} from './arch/x86_64/cpu-compare.js'
+export {
+  CPU_DUMP_SCHEMA,
+  type CpuDump,
+  type CpuHost,
+  cpuHost,
+  type DumpedLeaf,
+  dumpCpu,
+  parseCpuDump,
+} from './arch/x86_64/cpu-dump.js'
+export type { CpuidRegister, FlagLocation } from './arch/x86_64/cpu-flags.js'
+export type { CpuModel, ModelCache } from './arch/x86_64/cpu-models/cpu-model.js'
+export { CPU_MODELS, findCpuModel } from './arch/x86_64/cpu-models/models.js'
+export { type CpuSpec, parseCpuSpec } from './arch/x86_64/cpu-spec.js'
+export type { CpuidDraft } from './arch/x86_64/cpuid.js'
+export { type CpuidProblem, checkCpuid, type Invariant } from './arch/x86_64/cpuid-check.js'
+export { CpuidTable } from './arch/x86_64/cpuid-table.js'
+export { type CpuidOptions, type MachineCpu, machineCpu } from './arch/x86_64/machine-cpu.js'
 export type { ClockMode } from './arch/x86_64/vm-state.js'
 export { buildInitramfs, type InitramfsEntry, writeInitramfs } from './boot/initramfs.js'
 export { programFiles } from './boot/program-files.js'

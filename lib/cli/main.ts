@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { cpuCommand } from './cpu.js'
 import { ctlCommand } from './ctl.js'
 import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
@@ -33,6 +34,7 @@ function buildProgram(): Command {
   const commands = [
     demoCommand(),
     doctorCommand(),
+    cpuCommand(),
     labCommand(),
     runCommand(),
     restoreCommand(),

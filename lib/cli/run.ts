@@ -71,7 +71,7 @@ export function runCommand(): Command {
     .option('--boot <way>', `how: ${BOOT_WAYS.join(', ')}; default: as the kernel is made, or without one by firmware`)
     .option('--firmware <file>', 'firmware that boots from a disk; default: SeaBIOS for microvm')
     .option('--append <text>', "the kernel's command line; more than one are joined", joinWords)
-    .option('--cpu <model>', 'CPU model, flags added or withheld: host, host,-vmx, host,-svm', 'host')
+    .option('--cpu <model>', 'CPU model, flags added or withheld: host, host,-vmx, EPYC,+svm, Haswell,check', 'host')
     .option('--cpus <number>', 'how many', parseCount, 1)
     .option('--memory <size>', 'how much: 512M, 2G', '512M')
     .addOption(

@@ -16,7 +16,10 @@ export type ConsoleKind = (typeof CONSOLES)[number]
 export interface MachineOptions extends BootOptions {
   /** Kernel command line. Default: `console=ttyS0 panic=-1`, with `hvc0` where `console` is `virtio`. */
   readonly cmdline?: string | undefined
-  /** CPU and its flags: `host`, `host,+vmx`, `host,-svm`, ... Default: `host`. */
+  /**
+   * CPU model and its flags: `host`, `host,+vmx`, `EPYC,+svm`, `Haswell,-hle,-rtm`, ... What this host cannot give is an error; with
+   * `,check`, a `warning`. Default: `host`.
+   */
   readonly cpu?: string | undefined
   /** Default: 1. */
   readonly vcpus?: number | undefined

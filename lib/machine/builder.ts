@@ -1,7 +1,7 @@
 import { parseCpuSpec } from '../arch/x86_64/cpu-spec.js'
-import { machineCpuid } from '../arch/x86_64/cpuid.js'
 import { gsiRouting } from '../arch/x86_64/gsi-routing.js'
 import * as layout from '../arch/x86_64/layout.js'
+import { lackingMessage, machineCpu } from '../arch/x86_64/machine-cpu.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
 import type { MachineConfig } from '../config/machine-config.js'
@@ -27,6 +27,8 @@ export interface Parts extends Platform {
   readonly vcpus: readonly Vcpu[]
   /** KVM_GET_MSR_INDEX_LIST */
   readonly msrIndices: readonly number[]
+  /** What the asked CPU has and the guest goes without, in words. */
+  readonly cpuLacks?: string
 }
 
 /** What a machine is made of, and how. */
@@ -59,7 +61,9 @@ export function buildMachine(
   events: PlatformEvents,
 ): Parts {
   // First what needs no VM: a wrong flag is told before anything is made.
-  const cpuid = machineCpuid(kvm.supportedCpuid(), parseCpuSpec(config.cpu), {
+  const spec = parseCpuSpec(config.cpu)
+  const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
+  const { cpuid, archCapabilities, missing } = machineCpu({ cpuid: kvm.supportedCpuid(), featureMsrs }, spec, {
     tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
   })
   const ranges = machineRanges(config).map(range => ({
@@ -70,16 +74,16 @@ export function buildMachine(
   }))
   const fill = (parts: Parts) => {
     const { vcpus, msrIndices } = parts
-    const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
     for (const vcpu of vcpus) {
       const entries = vcpuCpuid(cpuid, vcpu.id, config.vcpus)
       vcpu.setCpuid(entries)
-      vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries }))
+      vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries, archCapabilities }))
     }
     bootMachine(parts, config)
   }
   try {
-    return wire(kvm, ranges, config, peripherals, events, fill)
+    const parts = wire(kvm, ranges, config, peripherals, events, fill)
+    return missing.length === 0 ? parts : { ...parts, cpuLacks: lackingMessage(spec, missing) }
   } catch (error) {
     throw config.hugePages === 'hugetlb' ? aboutHugetlb(error, config.memory) : error
   }

@@ -33,7 +33,10 @@ export interface GuestReset {
 
 export interface MachineEvents {
   shutdown: []
-  /** The host failed a device, which the guest sees as a failure of the device: a full disk, say. */
+  /**
+   * The host failed a device, which the guest sees as a failure of the device: a full disk, say. With `cpu`: the host lacks what the CPU
+   * model has (`check`); told when the machine starts.
+   */
   warning: [device: string, error: Error]
   /** The machine was reset, by its guest or `reset()`, and goes on; with `reboot: false` it has ended. */
   reset: [reset: GuestReset]

@@ -133,6 +133,9 @@ export class Machine extends EventEmitter<MachineEvents> {
   /** Starts the vCPUs. While they run, the process stays alive. */
   async start(): Promise<void> {
     this.#life.start()
+    // Not before: who asked for the machine listens by now.
+    const { cpuLacks } = this.#life.parts
+    if (cpuLacks !== undefined) this.emit('warning', 'cpu', new Error(cpuLacks))
   }
 
   /** Takes every vCPU out of KVM_RUN, with pending I/O completed. No effect where the machine is paused. */

@@ -1,10 +1,14 @@
+import { ARCH_CAPABILITIES } from '../arch/x86_64/arch-capabilities.js'
+import { flagsOf } from '../arch/x86_64/cpuid.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { saveVcpu } from '../arch/x86_64/vcpu-state.js'
 import { saveVm } from '../arch/x86_64/vm-state.js'
 import { checkContents, type MachineConfig } from '../config/machine-config.js'
 import { GuestError } from '../errors.js'
 import { Kvm } from '../kvm/kvm.js'
+import type { CpuidEntry } from '../kvm/structs.js'
 import { decodeCpuid } from '../kvm/tables.js'
+import type { Vcpu } from '../kvm/vcpu.js'
 import { bootMachine } from './boot.js'
 import { createVm, type Parts } from './builder.js'
 import { applyProcessors, type Processors, planOf } from './state.js'
@@ -50,10 +54,19 @@ function powerOnProcessors(parts: Parts): Processors {
     const vcpu = vm.createVcpu(own.id)
     const table = own.configuredCpuid.slice()
     vcpu.setRawCpuid(table)
-    vcpu.setMsrs(initialMsrs({ indices: parts.msrIndices, featureMsrs, cpuid: decodeCpuid(table) }))
+    const cpuid = decodeCpuid(table)
+    vcpu.setMsrs(
+      initialMsrs({ indices: parts.msrIndices, featureMsrs, cpuid, archCapabilities: ownCapabilities(own, cpuid) }),
+    )
     return saveVcpu(vcpu, planOf(own, parts))
   })
   const processors = { vm: saveVm(vm), vcpus }
   powerOns.set(parts, processors)
   return processors
+}
+
+/** IA32_ARCH_CAPABILITIES, which a guest cannot change. */
+function ownCapabilities(vcpu: Vcpu, cpuid: readonly CpuidEntry[]): bigint | undefined {
+  if (!flagsOf(cpuid).includes('arch_capabilities')) return undefined
+  return vcpu.getMsrs([ARCH_CAPABILITIES])[0]?.value
 }

@@ -2,8 +2,9 @@
 import type { CpuidEntry, Msr } from '../../kvm/structs.js'
 import { SVM_LEAF } from '../../nested/svm-capabilities.js'
 import { missingVmxFeatures } from '../../nested/vmx-missing.js'
+import { ARCH_CAPABILITIES, ARCH_CAPABILITY_NAMES } from './arch-capabilities.js'
 import { CPU_FLAGS, type CpuidRegister } from './cpu-flags.js'
-import { findEntry, isAmd, vendorOf } from './cpuid.js'
+import { AMD_ALIASES, findEntry, isAmd, vendorOf } from './cpuid.js'
 
 export interface SavedFeatures {
   /** The vCPU's table (`KVM_GET_CPUID2`). */
@@ -18,8 +19,6 @@ export interface HostFeatures {
   /** The feature MSRs (`KVM_GET_MSR_FEATURE_INDEX_LIST`). */
   readonly featureMsrs: readonly Msr[]
 }
-
-const ARCH_CAPABILITIES = 0x10a
 
 /**
  * Everything that the saved vCPU was given and this host lacks: `avx512f`, `npt`, `vmx-ept-2mb`, `xsave-pkru`, `phys-bits-46`;
@@ -94,9 +93,6 @@ function key({ leaf, index, register }: FlagPlace, bit: number): string {
   return `${leaf.toString(16)}.${index}-${register}-bit-${bit}`
 }
 
-/** Leaf 1 EDX again, in 0x80000001 EDX of AMD (AMD APM vol. 3, appendix E.4.2). */
-const AMD_ALIASES = 0x0183_f3ff
-
 function namesOf(place: FlagPlace, bit: number, amd: boolean): readonly string[] {
   const alias = amd && place.leaf === 0x80000001 && place.register === 'edx' && (AMD_ALIASES >>> bit) & 1
   const at = alias ? { ...place, leaf: 1 } : place
@@ -157,29 +153,6 @@ function missingWidths(saved: readonly CpuidEntry[], host: readonly CpuidEntry[]
 function missingAsids(saved: readonly CpuidEntry[], host: readonly CpuidEntry[]): string[] {
   const [mine = 0, theirs = 0] = [saved, host].map(cpuid => findEntry(cpuid, SVM_LEAF)?.ebx)
   return mine > theirs ? [`svm-asids-${mine}`] : []
-}
-
-/** IA32_ARCH_CAPABILITIES by QEMU's names (Intel SDM vol. 4, table 2-2). */
-const ARCH_CAPABILITY_NAMES: Readonly<Record<number, string>> = {
-  0: 'rdctl-no',
-  1: 'ibrs-all',
-  2: 'rsba',
-  3: 'skip-l1dfl-vmentry',
-  4: 'ssb-no',
-  5: 'mds-no',
-  6: 'pschange-mc-no',
-  7: 'tsx-ctrl',
-  8: 'taa-no',
-  13: 'sbdr-ssdp-no',
-  14: 'fbsdp-no',
-  15: 'psdp-no',
-  17: 'fb-clear',
-  19: 'rrsba',
-  20: 'bhi-no',
-  24: 'pbrsb-no',
-  26: 'gds-no',
-  27: 'rfds-no',
-  28: 'rfds-clear',
 }
 
 function missingArchCapabilities(saved: ReadonlyMap<number, bigint>, host: ReadonlyMap<number, bigint>): string[] {

@@ -2,6 +2,7 @@ import type { CpuidEntry, Msr } from '../../kvm/structs.js'
 import { decodeMsrs, encodeMsrs } from '../../kvm/tables.js'
 import type { Vcpu } from '../../kvm/vcpu.js'
 import { WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
+import { ARCH_CAPABILITIES } from './arch-capabilities.js'
 import { flagsOf } from './cpuid.js'
 
 /** Model-specific registers by the names of the Intel SDM (vol. 4) and the AMD APM (vol. 2, appendix A). */
@@ -54,19 +55,24 @@ export interface InitialMsrsSource {
   readonly featureMsrs: readonly Msr[]
   /** The vCPU's CPUID table. */
   readonly cpuid: readonly CpuidEntry[]
+  /** IA32_ARCH_CAPABILITIES; left out: KVM's. */
+  readonly archCapabilities?: bigint | undefined
 }
 
 /**
  * MSRs that a vCPU starts with, in the order in which they must be set, after its CPUID: the VMX capabilities as the host
- * reports them, then IA32_FEATURE_CONTROL as a firmware leaves it, then what a firmware sets up for any system.
+ * reports them, then IA32_FEATURE_CONTROL as a firmware leaves it, IA32_ARCH_CAPABILITIES where the CPU model says what it is, then what a firmware sets up for any system.
  */
-export function initialMsrs({ indices, featureMsrs, cpuid }: InitialMsrsSource): Msr[] {
+export function initialMsrs({ indices, featureMsrs, cpuid, archCapabilities }: InitialMsrsSource): Msr[] {
   const settable = new Set(indices)
   const flags = new Set(flagsOf(cpuid))
   const msrs: Msr[] = []
   if (flags.has('vmx')) {
     msrs.push(...featureMsrs.filter(({ index }) => WRITABLE_VMX_MSRS.includes(index)))
     msrs.push({ index: MSR.IA32_FEATURE_CONTROL, value: FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX })
+  }
+  if (archCapabilities !== undefined && flags.has('arch_capabilities')) {
+    msrs.push({ index: ARCH_CAPABILITIES, value: archCapabilities })
   }
   if (settable.has(MSR.IA32_MISC_ENABLE)) msrs.push({ index: MSR.IA32_MISC_ENABLE, value: FAST_STRINGS })
   // Kernels before 6.2 take it without listing it. With MTRRs off, Linux gives up on PAT as well.

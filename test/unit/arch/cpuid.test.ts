@@ -1,13 +1,15 @@
 import { describe, expect, test } from 'vitest'
 import { CPU_FLAGS } from '../../../lib/arch/x86_64/cpu-flags.js'
 import { parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
-import { findEntry, flagsOf, machineCpuid, vendorOf } from '../../../lib/arch/x86_64/cpuid.js'
+import { findEntry, flagsOf, vendorOf } from '../../../lib/arch/x86_64/cpuid.js'
+import { type CpuidOptions, machineCpu } from '../../../lib/arch/x86_64/machine-cpu.js'
 import { vcpuCpuid } from '../../../lib/arch/x86_64/topology.js'
 import { ConfigError } from '../../../lib/errors.js'
 import type { CpuidEntry } from '../../../lib/kvm/structs.js'
 import { AMD, INTEL } from './cpuid-tables.js'
 
-const machine = (supported: readonly CpuidEntry[], spec = 'host') => machineCpuid(supported, parseCpuSpec(spec))
+const machine = (cpuid: readonly CpuidEntry[], spec = 'host', options?: CpuidOptions) =>
+  machineCpu({ cpuid, featureMsrs: [] }, parseCpuSpec(spec), options).cpuid
 
 describe('the table of flags', () => {
   test.each([
@@ -62,14 +64,30 @@ describe('flagsOf', () => {
 
 describe('parseCpuSpec', () => {
   test('reads flags demanded and withheld', () => {
-    expect(parseCpuSpec('host')).toEqual({ text: 'host', demanded: [], withheld: [] })
+    expect(parseCpuSpec('host')).toEqual({
+      text: 'host',
+      model: 'host',
+      demanded: [],
+      withheld: [],
+      missing: 'enforce',
+    })
     expect(parseCpuSpec('host, +vmx,-avx512f,+vmx')).toMatchObject({ demanded: ['vmx'], withheld: ['avx512f'] })
   })
 
   test.each([
-    ['', 'the one CPU model is host'],
-    ['qemu64', 'the one CPU model is host'],
-    ['+vmx', 'the one CPU model is host'],
+    ['', 'there is no CPU model ""; the models are host, qemu64'],
+    ['+vmx', 'there is no CPU model "+vmx"'],
+    ['Haswel', 'did you mean Haswell?'],
+    ['epyc', 'did you mean EPYC?'],
+    ['host,chek', 'did you mean check?'],
+    ['host,phys-bit=40', 'did you mean phys-bits?'],
+    ['host,phys-bits=64', 'give a number from 32 to 52'],
+    ['host,check=maybe', 'give on or off'],
+    ['host,check,enforce', 'give one of enforce and check'],
+    ['host,enforce,enforce=off', 'enforce is given twice'],
+    ['host,vmx=yes', 'vmx is a flag'],
+    ['EPYC,+vmx', 'EPYC is a model of AuthenticAMD, and vmx is only on processors of GenuineIntel; ask for +svm'],
+    ['Haswell,+nrip-save', 'nrip_save is only on processors of AuthenticAMD; leave out +nrip_save'],
     ['host,vmx', '"vmx" has no sign'],
     ['host,', '"" has no sign'],
     ['host,+', 'no CPU flag ""'],
@@ -85,7 +103,7 @@ describe('parseCpuSpec', () => {
   })
 })
 
-describe('machineCpuid', () => {
+describe('machineCpu of the host', () => {
   test('is what is supported, with the hypervisor bit, and leaves that as it is', () => {
     const before = structuredClone(INTEL)
     const entries = machine(INTEL, 'host,-vmx')
@@ -97,9 +115,9 @@ describe('machineCpuid', () => {
   test('offers the TSC deadline timer when told to, unless it is withheld', () => {
     const options = { tscDeadlineTimer: true }
     const without = INTEL.map(entry => (entry.function === 1 ? { ...entry, ecx: entry.ecx & ~(1 << 24) } : entry))
-    expect(flagsOf(machineCpuid(without, parseCpuSpec('host')))).not.toContain('tsc_deadline_timer')
-    expect(flagsOf(machineCpuid(without, parseCpuSpec('host'), options))).toContain('tsc_deadline_timer')
-    const withheld = machineCpuid(without, parseCpuSpec('host,-tsc_deadline_timer'), options)
+    expect(flagsOf(machine(without))).not.toContain('tsc_deadline_timer')
+    expect(flagsOf(machine(without, 'host', options))).toContain('tsc_deadline_timer')
+    const withheld = machine(without, 'host,-tsc_deadline_timer', options)
     expect(flagsOf(withheld)).not.toContain('tsc_deadline_timer')
   })
 

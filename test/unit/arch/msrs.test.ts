@@ -1,11 +1,14 @@
 import { describe, expect, test } from 'vitest'
 import { parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
-import { machineCpuid } from '../../../lib/arch/x86_64/cpuid.js'
+import { machineCpu } from '../../../lib/arch/x86_64/machine-cpu.js'
 import { initialMsrs } from '../../../lib/arch/x86_64/msrs.js'
+import type { CpuidEntry } from '../../../lib/kvm/structs.js'
 import { decodeSvmLeaf } from '../../../lib/nested/svm-capabilities.js'
 import { WRITABLE_VMX_MSRS } from '../../../lib/nested/vmx-capabilities.js'
 import { AMD, INTEL } from './cpuid-tables.js'
 
+const machine = (cpuid: readonly CpuidEntry[], spec: string) =>
+  machineCpu({ cpuid, featureMsrs }, parseCpuSpec(spec)).cpuid
 const featureMsrs = [0x8b, 0x10a, ...Array.from({ length: 18 }, (_, i) => 0x480 + i)].map(index => ({
   index,
   value: BigInt(index) << 8n,
@@ -27,7 +30,7 @@ describe('initialMsrs', () => {
   })
 
   test('without vmx: neither capabilities nor FEATURE_CONTROL', () => {
-    const withheld = machineCpuid(INTEL, parseCpuSpec('host,-vmx'))
+    const withheld = machine(INTEL, 'host,-vmx')
     for (const cpuid of [AMD, withheld]) {
       expect(initialMsrs({ indices, featureMsrs, cpuid }).map(msr => msr.index)).toEqual([0x1a0, 0x2ff])
     }
@@ -35,7 +38,7 @@ describe('initialMsrs', () => {
 
   test('leaves out what this KVM does not have', () => {
     expect(initialMsrs({ indices: [], featureMsrs: [], cpuid: [] })).toEqual([])
-    const cpuid = machineCpuid(AMD, parseCpuSpec('host,-mtrr'))
+    const cpuid = machine(AMD, 'host,-mtrr')
     expect(initialMsrs({ indices: [0x10], featureMsrs: [], cpuid })).toEqual([])
   })
 })

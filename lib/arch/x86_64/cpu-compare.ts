@@ -1,0 +1,132 @@
+/** CPU models and hosts held against each other. */
+import { ConfigError } from '../../errors.js'
+import type { CpuHost } from './cpu-dump.js'
+import { CPU_FLAGS } from './cpu-flags.js'
+import type { CpuModel } from './cpu-models/cpu-model.js'
+import { CPU_MODELS } from './cpu-models/models.js'
+import { type CpuSpec, parseCpuSpec } from './cpu-spec.js'
+import { flagsOf, vendorOf } from './cpuid.js'
+import { ADDED_FLAGS, MODEL_PHYS_BITS, machineCpu, modelFlags, physBitsOf } from './machine-cpu.js'
+
+/** What tells one CPU from another. */
+export interface CpuFacts {
+  readonly vendor: string
+  readonly family: number
+  readonly model: number
+  readonly stepping: number
+  readonly brand: string
+  readonly flags: readonly string[]
+}
+
+export interface CpuDifference {
+  /** Flags that only the one has. */
+  readonly onlyA: readonly string[]
+  readonly onlyB: readonly string[]
+  /** What else differs: `family`, `brand`, ... */
+  readonly fields: readonly { readonly field: string; readonly a: string | number; readonly b: string | number }[]
+}
+
+export interface CpuBaseline {
+  /** The model with the most flags that all of the hosts can give. */
+  readonly model: string | null
+  /**
+   * The most that a model can give if what some host lacks is withheld: `Skylake-Server,-hle,-rtm`. With it, a guest has the same on all
+   * of the hosts: KVM's own features and the width of addresses, too.
+   */
+  readonly cpu: string | null
+  /** The flags that all of the hosts offer. */
+  readonly flags: readonly string[]
+  /** What keeps each of the other models: the names of what some host lacks. */
+  readonly missing: Readonly<Record<string, readonly string[]>>
+}
+
+/** What `spec` asks for and the host cannot give: none where a machine with it can run there. */
+export function missingOf(host: CpuHost, spec: CpuSpec): readonly string[] {
+  const { tscDeadlineTimer } = host
+  return machineCpu(host, { ...spec, missing: 'check' }, { tscDeadlineTimer }).missing
+}
+
+/** What a guest gets of a model where the host can give it all; besides, KVM's own features. */
+export function factsOfModel(spec: CpuSpec): CpuFacts {
+  const { model, brand } = spec
+  if (model === 'host') throw new ConfigError('cpu', 'host', 'what it is depends on the host', 'name a model')
+  const flags = modelFlags(model, spec)
+  return { ...model, brand: brand ?? model.brand, flags: [...CPU_FLAGS.keys()].filter(flag => flags.has(flag)) }
+}
+
+/** A host: what `host` gives there. */
+export function factsOfHost(host: CpuHost, spec: CpuSpec = parseCpuSpec('host')): CpuFacts {
+  const { cpuid } = machineCpu(host, { ...spec, missing: 'check' }, { tscDeadlineTimer: host.tscDeadlineTimer })
+  const signature = cpuid.find(entry => entry.function === 1)?.eax ?? 0
+  const base = (signature >>> 8) & 0xf
+  const words = [2, 3, 4].flatMap(i => {
+    const leaf = cpuid.find(entry => entry.function === 0x80000000 + i)
+    return leaf ? [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] : []
+  })
+  return {
+    vendor: vendorOf(cpuid),
+    family: base === 0xf ? base + ((signature >>> 20) & 0xff) : base,
+    model: ((signature >>> 4) & 0xf) | (((signature >>> 16) & 0xf) << 4),
+    stepping: signature & 0xf,
+    brand: Buffer.from(Uint32Array.from(words).buffer).toString('latin1').replace(/\0.*$/s, '').trim(),
+    flags: flagsOf(cpuid),
+  }
+}
+
+export function diffCpus(a: CpuFacts, b: CpuFacts): CpuDifference {
+  const fields = ['vendor', 'family', 'model', 'stepping', 'brand'] as const
+  return {
+    onlyA: a.flags.filter(flag => !b.flags.includes(flag)),
+    onlyB: b.flags.filter(flag => !a.flags.includes(flag)),
+    fields: fields.filter(field => a[field] !== b[field]).map(field => ({ field, a: a[field], b: b[field] })),
+  }
+}
+
+/**
+ * The CPU that a guest can have on any of the hosts, so that it can move between them.
+ * @throws {ConfigError} `hosts`: there are none
+ */
+export function cpuBaseline(hosts: readonly CpuHost[]): CpuBaseline {
+  const [first, ...others] = hosts
+  if (!first) throw new ConfigError('hosts', 0, 'there is no host to find a CPU for', 'give at least one')
+  const offered = others.map(host => new Set(factsOfHost(host).flags))
+  const missing = new Map(
+    CPU_MODELS.map(model => {
+      const spec = parseCpuSpec(model.name)
+      return [model, [...new Set(hosts.flatMap(host => missingOf(host, spec)))]] as const
+    }),
+  )
+  const settings = commonSettings(hosts)
+  const runnable = CPU_MODELS.filter(model => missing.get(model)!.length === 0)
+  const cut = [...missing].flatMap(([model, lost]) => {
+    if (!lost.every(name => CPU_FLAGS.has(name))) return []
+    const cpu = [model.name, ...lost.map(flag => `-${flag}`), ...settings].join(',')
+    const spec = parseCpuSpec(cpu)
+    if (hosts.some(host => missingOf(host, spec).length > 0)) return []
+    return [{ cpu, withheld: lost.length, size: factsOfModel(spec).flags.length }]
+  })
+  cut.sort((a, b) => b.size - a.size || a.withheld - b.withheld)
+  return {
+    model: runnable.sort((a, b) => sizeOf(a) - sizeOf(b)).at(-1)?.name ?? null,
+    cpu: cut[0]?.cpu ?? null,
+    flags: factsOfHost(first).flags.filter(flag => offered.every(flags => flags.has(flag))),
+    missing: Object.fromEntries(
+      [...missing].filter(([, lost]) => lost.length > 0).map(([model, lost]) => [model.name, lost]),
+    ),
+  }
+}
+
+function sizeOf({ name }: CpuModel): number {
+  return factsOfModel(parseCpuSpec(name)).flags.length
+}
+
+/** What a model leaves to the host, and hosts differ in. */
+function commonSettings(hosts: readonly CpuHost[]): string[] {
+  const offered = hosts.map(host => new Set(factsOfHost(host).flags))
+  const some = ADDED_FLAGS.filter(flag => offered.some(flags => flags.has(flag)))
+  const width = Math.min(...hosts.map(host => physBitsOf(host.cpuid)))
+  return [
+    ...some.filter(flag => !offered.every(flags => flags.has(flag))).map(flag => `-${flag}`),
+    ...(width < MODEL_PHYS_BITS ? [`phys-bits=${width}`] : []),
+  ]
+}

@@ -1,0 +1,54 @@
+import { CPU_FLAGS } from './cpu-flags.js'
+
+/** QEMU's names (target/i386/cpu.c, feature_word_info) of flags that /proc/cpuinfo calls otherwise, beyond `-` and `.` for `_`. */
+const QEMU_NAMES: ReadonlyMap<string, string> = new Map(
+  [
+    'sse3:pni pclmuldq:pclmulqdq ds:dts tsc_deadline:tsc_deadline_timer xd:nx i64:lm ffxsr:fxsr_opt cr8legacy:cr8_legacy',
+    'avx512_vbmi:avx512vbmi avx512vbmi2:avx512_vbmi2 avx512vnni:avx512_vnni avx512bitalg:avx512_bitalg',
+    'spec_ctrl:ibrs amd_ssbd:ssbd amd_stibp:stibp amd_no_ssb:amd_ssb_no core_capability:core_capabilities',
+    'pause_filter:pausefilter auto_ibrs:autoibrs tsx_ldtrk:tsxldtrk invtsc:constant_tsc',
+  ]
+    .join(' ')
+    .split(' ')
+    .map(pair => pair.split(':') as [string, string]),
+)
+
+/** The flag of `CPU_FLAGS` that is meant: by its own name, or by QEMU's (`sse4.1`, `nrip-save`, `sse3`). */
+export function flagNamed(text: string): string | undefined {
+  if (CPU_FLAGS.has(text)) return text
+  const plain = text.replace(/[-.]/g, '_')
+  const candidates = [plain, QEMU_NAMES.get(plain), text.replace(/_/g, '-')]
+  return candidates.find(name => name !== undefined && CPU_FLAGS.has(name))
+}
+
+/** The name that was probably meant, unless none is near. */
+export function nearestName(text: string, names: Iterable<string>): string | undefined {
+  const lower = text.toLowerCase()
+  let nearest: { readonly name: string; readonly distance: number } | undefined
+  for (const name of names) {
+    const distance = editDistance(lower, name.toLowerCase())
+    if (!nearest || distance < nearest.distance) nearest = { name, distance }
+  }
+  return nearest && nearest.distance <= Math.max(1, text.length / 3) ? nearest.name : undefined
+}
+
+/**
+ * How many single letters were left out, put in, replaced, or swapped with their neighbour (optimal string alignment). Names are cut at 64
+ * characters: no flag is that long.
+ */
+function editDistance(from: string, to: string): number {
+  const a = from.slice(0, 64)
+  const rows = [Array.from({ length: to.length + 1 }, (_, i) => i)]
+  for (let i = 1; i <= a.length; i++) {
+    const above = rows[i - 1]!
+    const row = [i]
+    for (let j = 1; j <= to.length; j++) {
+      const replaced = above[j - 1]! + (a[i - 1] === to[j - 1] ? 0 : 1)
+      const isSwap = i > 1 && j > 1 && a[i - 1] === to[j - 2] && a[i - 2] === to[j - 1]
+      const swapped = isSwap ? rows[i - 2]![j - 2]! + 1 : replaced
+      row.push(Math.min(replaced, swapped, above[j]! + 1, row[j - 1]! + 1))
+    }
+    rows.push(row)
+  }
+  return rows[a.length]![to.length]!
+}
