@@ -12,7 +12,7 @@ const [cpus, memory] = totalmem() > 8 * 2 ** 30 ? [4, '8G'] : [1, '768M']
 
 /** The vCPUs take turns on one emulated processor. */
 const LONG = { timeout: 1_200_000 }
-const STEP = { timeout: 600_000 }
+const STEP = { timeout: 900_000 }
 
 /** The usual recipe, in the shell of an L1. */
 const RECIPE = [
