@@ -35,18 +35,20 @@ while (my $got = sysread($s, my $data, 65536)) {
 print "end after $n: $!\\n";
 `
 
+// The console stays open from the start: at its last close the kernel drops what was typed, and echoes again.
 const SCRIPT = `
+exec 3<> /dev/hvc0
 dd if=/dev/hwrng bs=64 count=4 2> /dev/null | cat > /tmp-random
-echo "random=$(dd if=/tmp-random bs=1 2> /dev/null | md5sum | head -c 32)." "bytes=$(cat /tmp-random | wc -c)." > /dev/hvc0
-while [ "$(stty -F /dev/hvc0 size)" != "43 132" ]; do usleep 100000; done
+echo "random=$(dd if=/tmp-random bs=1 2> /dev/null | md5sum | head -c 32)." "bytes=$(cat /tmp-random | wc -c)." >&3
+while [ "$(stty size <&3)" != "43 132" ]; do usleep 100000; done
 # Each character that is typed and shown again would be a packet of its own.
-stty -F /dev/hvc0 -echo
+stty -echo <&3
 vsock() { /usr/bin/perl /vsock.pl "$@"; }
-echo "sized" > /dev/hvc0
+echo "sized" >&3
 while read -r line; do
-  echo "doing $line" > /dev/hvc0
-  eval "$line" > /dev/hvc0 2>&1
-done < /dev/hvc0`
+  echo "doing $line" >&3
+  eval "$line" < /dev/null >&3 2>&1
+done <&3`
 
 async function machineWithDevices(path: string, image: string): Promise<Machine> {
   const perl = await programFiles('/usr/bin/perl')
