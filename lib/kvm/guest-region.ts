@@ -42,6 +42,12 @@ function usesHugePages(): boolean {
   }
 }
 
+/** How a file of memory is to have huge pages: 0 never, 1 where they are given, 2 in any case. Asks the host, so only when there is a file. */
+function hugeMode(hugePages: HugePages): 0 | 1 | 2 {
+  if (hugePages === 'always') return 2
+  return hugePages === 'auto' && usesHugePages() ? 1 : 0
+}
+
 /** Memory of the host's pool, which has all of it from now on. */
 function pooledMemory(size: number): NativeMemory {
   if (size % HUGETLB_PAGE !== 0) throw new RangeError(`hugetlb: ${size} bytes are no multiple of 2 MiB`)
@@ -60,7 +66,7 @@ export class GuestRegion {
   readonly size: number
   readonly #vm: NativeVm
   readonly #memory: NativeMemory
-  readonly #huge: 0 | 1 | 2
+  readonly #hugePages: HugePages
   /** The memory has pages of the host's pool, and keeps them: there may be none for another mapping. */
   readonly #hugetlb: boolean
   readonly #removed: (region: GuestRegion) => void
@@ -83,11 +89,11 @@ export class GuestRegion {
     this.#removed = removed
     this.#flags = (options.readonly ? KVM_MEM_READONLY : 0) | (options.logDirty ? KVM_MEM_LOG_DIRTY_PAGES : 0)
     const { backing = 'anonymous', hugePages = 'auto' } = options
-    this.#huge = hugePages === 'always' ? 2 : hugePages === 'auto' && usesHugePages() ? 1 : 0
+    this.#hugePages = hugePages
     this.#hugetlb = backing === 'memfd' && hugePages === 'hugetlb'
     if (this.#hugetlb) this.#memory = pooledMemory(options.size)
     else {
-      if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, this.#huge)
+      if (backing === 'memfd') this.#file = new addon.MemoryFile(options.size, hugeMode(hugePages))
       this.#memory = new addon.Memory(options.size, this.#file)
     }
     try {
@@ -178,7 +184,7 @@ export class GuestRegion {
       this.#image = undefined
       return
     }
-    const file = new addon.MemoryFile(this.size, this.#huge)
+    const file = new addon.MemoryFile(this.size, hugeMode(this.#hugePages))
     this.#memory.share(file)
     this.#file?.close()
     this.#file = file
