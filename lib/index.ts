@@ -11,16 +11,9 @@ export {
   factsOfModel,
   missingOf,
 } from './arch/x86_64/cpu-compare.js'
-export {
-  CPU_DUMP_SCHEMA,
-  type CpuDump,
-  type CpuHost,
-  cpuHost,
-  type DumpedLeaf,
-  dumpCpu,
-  parseCpuDump,
-} from './arch/x86_64/cpu-dump.js'
+export { CPU_DUMP_SCHEMA, type CpuDump, type DumpedLeaf, dumpCpu, parseCpuDump } from './arch/x86_64/cpu-dump.js'
 export type { CpuidRegister, FlagLocation } from './arch/x86_64/cpu-flags.js'
+export { type CpuHost, cpuHost } from './arch/x86_64/cpu-host.js'
 export type { CpuModel, ModelCache } from './arch/x86_64/cpu-models/cpu-model.js'
 export { CPU_MODELS, findCpuModel } from './arch/x86_64/cpu-models/models.js'
 export { type CpuSpec, parseCpuSpec } from './arch/x86_64/cpu-spec.js'

@@ -1,3 +1,4 @@
+import { cpuHost } from '../arch/x86_64/cpu-host.js'
 import { parseCpuSpec } from '../arch/x86_64/cpu-spec.js'
 import { gsiRouting } from '../arch/x86_64/gsi-routing.js'
 import * as layout from '../arch/x86_64/layout.js'
@@ -62,10 +63,9 @@ export function buildMachine(
 ): Parts {
   // First what needs no VM: a wrong flag is told before anything is made.
   const spec = parseCpuSpec(config.cpu)
-  const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
-  const { cpuid, archCapabilities, missing } = machineCpu({ cpuid: kvm.supportedCpuid(), featureMsrs }, spec, {
-    tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
-  })
+  const host = cpuHost(kvm)
+  const { featureMsrs } = host
+  const { cpuid, archCapabilities, missing } = machineCpu(host, spec, host)
   const ranges = machineRanges(config).map(range => ({
     ...range,
     backing: 'memfd' as const,

@@ -1,5 +1,6 @@
 import { totalmem } from 'node:os'
 import { missingFeatures } from '../arch/x86_64/compatibility.js'
+import { cpuHost } from '../arch/x86_64/cpu-host.js'
 import type { MemoryRange } from '../arch/x86_64/layout.js'
 import { cpuidOf, msrsOf } from '../arch/x86_64/vcpu-state.js'
 import type { ClockMode } from '../arch/x86_64/vm-state.js'
@@ -87,7 +88,7 @@ function checkSnapshot({ directory, state, memory }: Snapshot, kvm: Kvm): Machin
   if (state.vcpus.length !== config.vcpus || !state.vcpus.every(({ id }, i) => id === i)) {
     throw foreign(directory, `it has the states of ${state.vcpus.length} vCPUs, not of ${config.vcpus}`)
   }
-  const host = { cpuid: kvm.supportedCpuid(), featureMsrs: kvm.getFeatureMsrs(kvm.featureMsrIndices()) }
+  const host = cpuHost(kvm)
   const missing = new Set(
     state.vcpus.flatMap(({ state }) => {
       return missingFeatures({ cpuid: cpuidOf(state), msrs: msrsOf(state) }, host)

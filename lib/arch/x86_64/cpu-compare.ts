@@ -1,7 +1,7 @@
 /** CPU models and hosts held against each other. */
 import { ConfigError } from '../../errors.js'
-import type { CpuHost } from './cpu-dump.js'
 import { CPU_FLAGS } from './cpu-flags.js'
+import type { CpuHost } from './cpu-host.js'
 import type { CpuModel } from './cpu-models/cpu-model.js'
 import { CPU_MODELS } from './cpu-models/models.js'
 import { type CpuSpec, parseCpuSpec } from './cpu-spec.js'

@@ -1,20 +1,13 @@
 /** What the KVM of a host can give, as a file that other hosts can read. */
 import { ConfigError } from '../../errors.js'
-import { cap } from '../../kvm/capabilities.js'
 import { hostCpuid } from '../../kvm/host-cpuid.js'
 import type { Kvm } from '../../kvm/kvm.js'
 import type { CpuidEntry } from '../../kvm/structs.js'
-import type { HostFeatures } from './compatibility.js'
+import { type CpuHost, cpuHost } from './cpu-host.js'
 import { vendorOf } from './cpuid.js'
 
 /** Raised when a reader of the old one would misread the new one. */
 export const CPU_DUMP_SCHEMA = 1
-
-/** What of a host decides which CPU its guests can have. */
-export interface CpuHost extends HostFeatures {
-  /** KVM_CAP_TSC_DEADLINE_TIMER */
-  readonly tscDeadlineTimer: boolean
-}
 
 /** A host's `CpuHost` as JSON: registers and MSRs in hexadecimal. */
 export interface CpuDump {
@@ -38,15 +31,6 @@ export interface DumpedLeaf {
   readonly ebx: string
   readonly ecx: string
   readonly edx: string
-}
-
-/** What this host's KVM can give. */
-export function cpuHost(kvm: Kvm): CpuHost {
-  return {
-    cpuid: kvm.supportedCpuid(),
-    featureMsrs: kvm.getFeatureMsrs(kvm.featureMsrIndices()),
-    tscDeadlineTimer: kvm.checkExtension(cap.TSC_DEADLINE_TIMER) > 0,
-  }
 }
 
 /** `cpuHost` as JSON. */

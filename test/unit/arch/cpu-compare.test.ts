@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { cpuBaseline, diffCpus, factsOfHost, factsOfModel, missingOf } from '../../../lib/arch/x86_64/cpu-compare.js'
-import { CPU_DUMP_SCHEMA, type CpuHost, parseCpuDump } from '../../../lib/arch/x86_64/cpu-dump.js'
+import { CPU_DUMP_SCHEMA, parseCpuDump } from '../../../lib/arch/x86_64/cpu-dump.js'
+import type { CpuHost } from '../../../lib/arch/x86_64/cpu-host.js'
 import { parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
 import { clearFlag } from '../../../lib/arch/x86_64/cpuid.js'
 import { ConfigError } from '../../../lib/errors.js'
