@@ -13,9 +13,9 @@
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, relative } from 'node:path'
 import { createInterface } from 'node:readline'
-import { parseArgs } from 'node:util'
+import { parseArgs, stripVTControlCharacters } from 'node:util'
 import { bundleTests } from './bundle-tests.mjs'
 import { root } from './paths.mjs'
 
@@ -187,6 +187,27 @@ function sanitizerEnvironment() {
   }
 }
 
+/** What failed in any part, told once more at the end: between it and there may be thousands of lines. */
+const failures = []
+
+/** Most lines of what a failed test says that are told again. */
+const RETOLD = 12
+
+function noteFailures(name, report) {
+  for (const { name: file, assertionResults, message } of report.testResults) {
+    const tests = assertionResults.filter(({ status }) => status === 'failed')
+    // The quick runner's names of tests have their file's in them.
+    const place = fullName => (fullName.startsWith('test/') ? fullName : `${relative(root, file)} > ${fullName}`)
+    for (const { fullName, failureMessages } of tests) note(`${name}: ${place(fullName)}`, failureMessages.join('\n'))
+    if (tests.length === 0 && message) note(`${name}: ${relative(root, file)}`, message)
+  }
+}
+
+function note(what, message) {
+  const lines = stripVTControlCharacters(message).trim().split('\n').slice(0, RETOLD)
+  failures.push([what, ...lines.map(line => `    ${line}`)].join('\n'))
+}
+
 function say(text) {
   process.stderr.write(`test: ${text}\n`)
 }
@@ -217,11 +238,12 @@ async function runTests({ name, args, inLab = false, env = {}, setUp }, together
   const end = await runNode(args(output), env, together ? `${name}: ` : undefined)
   const seconds = ((Date.now() - started) / 1000).toFixed(1)
 
-  const total = existsSync(output)
-    ? count(JSON.parse(readFileSync(output, 'utf8')))
-    : { passed: 0, failed: 0, skipped: 0 }
+  const report = existsSync(output) ? JSON.parse(readFileSync(output, 'utf8')) : undefined
+  const total = report ? count(report) : { passed: 0, failed: 0, skipped: 0 }
+  if (report) noteFailures(name, report)
   if (total.passed + total.failed === 0 || (end !== 0 && total.failed === 0)) {
-    say(`${name} could not run to its end (${end})`)
+    note(`${name} could not run to its end`, String(end))
+    say(failures.at(-1))
     total.failed++
   }
   say(`${name}: ${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped in ${seconds} s`)
@@ -263,4 +285,5 @@ else {
 }
 const sum = sumOf(totals)
 process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
+if (failures.length > 0) say(`what failed:\n${failures.join('\n')}`)
 process.stdout.write(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped\n`)

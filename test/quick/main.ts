@@ -47,12 +47,24 @@ function tell(task: Task): void {
   const { state = 'skip', duration = 0, errors = [] } = task.result ?? {}
   const mark = { pass: '✓', fail: '✗' }[state as string] ?? '↓'
   console.log(` ${mark} ${nameOf(task)}${state === 'skip' ? '' : ` ${Math.round(duration)} ms`}`)
-  if (state !== 'fail') return
-  for (const { name, message, diff, stack } of errors) {
-    console.log(indent(`${name ?? 'Error'}: ${message}`))
-    if (diff) console.log(indent(stripVTControlCharacters(diff)))
-    console.log(indent(framesOf(stack ?? '')))
-  }
+  if (state === 'fail') console.log(indent(wordsOf(errors)))
+}
+
+/** What there is to read of errors. */
+function wordsOf(errors: readonly Wrong[]): string {
+  return errors
+    .flatMap(({ name, message, diff, stack }) => {
+      return [`${name ?? 'Error'}: ${message}`, stripVTControlCharacters(diff ?? ''), framesOf(stack ?? '')]
+    })
+    .filter(part => part !== '')
+    .join('\n')
+}
+
+interface Wrong {
+  readonly name?: string
+  readonly message: string
+  readonly diff?: string | undefined
+  readonly stack?: string | undefined
 }
 
 const nameOf = (task: Task) => [sourceOf(task.file), ...getNames(task).slice(1)].join(' > ')
@@ -77,12 +89,24 @@ function sourceAt(place: string, file: string, line: string, column: string): st
   }
 }
 
+interface FileResult {
+  readonly name: string
+  readonly status: string
+  readonly assertionResults: { fullName: string; status: string; failureMessages: string[] }[]
+}
+
+const results: FileResult[] = []
+
 // What nobody caught is no test's, and fails the run all the same.
-let uncaught = 0
 for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
-  process.on(event, (error: Error) => {
-    uncaught++
-    console.log(` ✗ ${event}\n${indent(`${error?.message ?? error}\n${framesOf(error?.stack ?? '')}`)}`)
+  process.on(event, (error: unknown) => {
+    const message = wordsOf([error instanceof Error ? error : { message: String(error) }])
+    console.log(` ✗ ${event}\n${indent(message)}`)
+    results.push({
+      name: event,
+      status: 'failed',
+      assertionResults: [{ fullName: event, status: 'failed', failureMessages: [message] }],
+    })
   })
 }
 
@@ -90,15 +114,18 @@ const states = { pass: 'passed', fail: 'failed' } as Record<string, string>
 const stateOf = (task: Task) => states[task.result?.state ?? 'skip'] ?? 'pending'
 
 /** What the report has of a file. What fails beside its tests (it does not load, a hook of a suite fails) counts as one, too. */
-function resultOf(file: File) {
+function resultOf(file: File): FileResult {
   const broken = [file, ...getSuites(file)].filter(suite => suite.result?.errors?.length)
   for (const suite of new Set(broken)) tell(suite)
   const tasks: Task[] = [...getTests(file), ...new Set(broken)]
-  const tests = tasks.map(task => ({ fullName: nameOf(task), status: stateOf(task) }))
+  const tests = tasks.map(task => ({
+    fullName: nameOf(task),
+    status: stateOf(task),
+    failureMessages: (task.result?.errors ?? []).map(error => wordsOf([error])),
+  }))
   return { name: sourceOf(file), status: stateOf(file), assertionResults: tests }
 }
 
-const results: ReturnType<typeof resultOf>[] = []
 function count(status: string): number {
   return results.flatMap(({ assertionResults }) => assertionResults).filter(test => test.status === status).length
 }
@@ -108,7 +135,7 @@ for (const path of paths) {
   results.push(resultOf(file!))
   const report = {
     numPassedTests: count('passed'),
-    numFailedTests: count('failed') + uncaught,
+    numFailedTests: count('failed'),
     numPendingTests: count('pending'),
     numTodoTests: 0,
     testResults: results,
@@ -116,4 +143,4 @@ for (const path of paths) {
   // Each time, so that what is done is known whatever comes then.
   writeFileSync(output, JSON.stringify(report))
 }
-process.exit(uncaught > 0 || count('failed') > 0 || count('passed') === 0 ? 1 : 0)
+process.exit(count('failed') > 0 || count('passed') === 0 ? 1 : 0)
