@@ -4,7 +4,7 @@
 //   node scripts/ready.mjs [--quiet]     --quiet: no progress lines, only failures
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { delimiter, dirname, join, relative } from 'node:path'
 import { withLock } from './lock.mjs'
 import { root } from './paths.mjs'
@@ -126,21 +126,26 @@ function buildAddon() {
 // ---- TypeScript ----------------------------------------------------------------------------------------------------
 
 function compileTypeScript() {
+  const bundler = join(root, 'scripts/bundle-cli.mjs')
   const sources = filesBelow(join(root, 'lib')).filter(file => file.endsWith('.ts'))
-  const current = fingerprint([join(root, 'tsconfig.json'), join(root, 'tsconfig.build.json'), ...sources])
+  const current = fingerprint([join(root, 'tsconfig.json'), join(root, 'tsconfig.build.json'), bundler, ...sources])
+  const main = join(root, 'dist/cli/main.js')
+  const ofCli = join(root, 'lib/cli/')
   const outputs = new Set(
     sources
+      .filter(file => !file.startsWith(ofCli))
       .map(file => join(root, 'dist', relative(join(root, 'lib'), file).replace(/\.ts$/, '')))
       .flatMap(base => [`${base}.js`, `${base}.d.ts`]),
   )
   const existing = new Set(filesBelow(join(root, 'dist')))
+  outputs.add(main)
   if (stamps.typescript === current && [...outputs].every(file => existing.has(file))) return
   say('compiling TypeScript (tsc)')
   const tsc = join(root, 'node_modules/typescript/bin/tsc')
   if (!run(process.execPath, [tsc, '-p', 'tsconfig.build.json'])) fail('tsc reports errors (above)')
   // What is left of sources that are gone must not be packed.
   for (const file of existing) if (!outputs.has(file)) rmSync(file)
-  chmodSync(join(root, 'dist/cli/main.js'), 0o755)
+  if (!run(process.execPath, [bundler])) fail('the command line could not be bundled (above)')
   stamp('typescript', current)
 }
 

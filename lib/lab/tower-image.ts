@@ -136,7 +136,7 @@ poweroff -f
 `
 }
 
-/** This package as it is installed: its code, the addon, and the packages that it needs at run time. */
+/** The command line of this package as it is installed: its one file, the addon, and the packages that they need. */
 async function packageEntries(): Promise<InitramfsEntry[]> {
   const root = fileURLToPath(new URL('../..', import.meta.url))
   const require = createRequire(import.meta.url)
@@ -144,7 +144,7 @@ async function packageEntries(): Promise<InitramfsEntry[]> {
   const entries: InitramfsEntry[] = [
     { type: 'file', path: `${PACKAGE}/package.json`, source: join(root, 'package.json') },
     { type: 'file', path: `${PACKAGE}/build/Release/nested_kvm.node`, source: addon },
-    ...(await tree(join(root, 'dist'), `${PACKAGE}/dist`)),
+    { type: 'file', path: `${PACKAGE}/dist/cli/main.js`, source: join(root, 'dist/cli/main.js') },
   ]
   for (const name of ['commander', 'node-gyp-build']) {
     const directory = packageDirectory(require.resolve(name))
