@@ -143,9 +143,9 @@ function compileTypeScript() {
   say('compiling TypeScript (tsc)')
   const tsc = join(root, 'node_modules/typescript/bin/tsc')
   if (!run(process.execPath, [tsc, '-p', 'tsconfig.build.json'])) fail('tsc reports errors (above)')
-  // What is left of sources that are gone must not be packed.
-  for (const file of existing) if (!outputs.has(file)) rmSync(file)
   if (!run(process.execPath, [bundler])) fail('the command line could not be bundled (above)')
+  // What is left of sources that are gone must not be packed.
+  for (const file of existing) if (!outputs.has(file)) rmSync(file, { force: true })
   stamp('typescript', current)
 }
 
