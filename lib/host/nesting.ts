@@ -58,7 +58,12 @@ export function applyNesting(plan: NestingPlan, system: HostSystem, actions: Hos
     file?.commit()
   } catch (error) {
     const problem = `it cannot be written (${(error as NodeJS.ErrnoException).code})`
-    throw new ConfigError('configuration', write!.path, problem, 'it is as wanted now, and will not be after the next boot')
+    throw new ConfigError(
+      'configuration',
+      write!.path,
+      problem,
+      'it is as wanted now, and will not be after the next boot',
+    )
   }
   return result
 }

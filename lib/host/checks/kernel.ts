@@ -10,7 +10,7 @@ export const kernel: Checker = ({ facts }) => {
   const [major = 0, minor = 0] = release.split('.').map(Number.parseFloat)
   const least = (a: number, b: number) => major > a || (major === a && minor >= b)
   if (facts.cpu.includes('svm')) {
-    const note = "its document calls saving AMD's L2s undefined; this project's tests do it on 6.1 with svm"
+    const note = "the kernel's document warns of saving AMD's L2s; this project's tests do it on 6.1"
     return check(
       'kernel',
       'kernel',
