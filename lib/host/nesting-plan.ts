@@ -70,13 +70,9 @@ function extensionOf(system: HostSystem): Extension {
   const [extension] = facts.cpu
   if (extension) return extension
   const vendor = facts.modules.vendor.join(', ') || 'none'
-  const problem = `the CPU shows neither vmx nor svm (module: ${vendor}): ${reason}`
-  throw new ConfigError(
-    'host',
-    facts.kernel ?? '',
-    problem,
-    'see nested-kvm doctor, or use the lab: nested-kvm lab -- <command>',
-  )
+  const problem = `with the module ${vendor} nothing can be switched on: ${reason}`
+  const remedy = 'see nested-kvm doctor, or use the lab: nested-kvm lab -- <command>'
+  throw new ConfigError('CPU', 'neither vmx nor svm', problem, remedy)
 }
 
 /** The commands, once nothing speaks against them. */

@@ -67,7 +67,7 @@ describe('planNesting', () => {
   })
 
   it('refuses without an extension, and without modprobe', () => {
-    expect(() => plan({ ...off, flags: 'hypervisor' })).toThrow(/neither vmx nor svm .*nested-kvm lab/)
+    expect(() => plan({ ...off, flags: 'hypervisor' })).toThrow(/^CPU: "neither vmx nor svm": .*nested-kvm lab/)
     expect(() => plan({ ...off, programs: [] })).toThrow(
       'modprobe: "": there is no such program; install the package kmod',
     )
