@@ -143,6 +143,7 @@ describe('the checks', () => {
       checkOf('kernel', { flags }, { '/proc/sys/kernel/osrelease': `${release}\n` }).status
     expect(kernel('vmx', '5.2.21-generic')).toBe('warn')
     expect(kernel('vmx', '5.3.0')).toBe('pass')
+    expect(kernel('vmx', '6.0.1')).toBe('pass')
     expect(kernel('vmx', '5.14.0-427.el9')).toBe('pass')
     expect(kernel('svm', '6.1.0-50-amd64')).toBe('info')
     expect(kernel('svm', '5.10.0')).toBe('warn')
