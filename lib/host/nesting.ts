@@ -89,6 +89,8 @@ function reload(plan: NestingPlan, system: HostSystem, actions: HostActions): Ne
   for (const { kind, command } of commands) {
     const { code, output } = actions.run(command[0]!, command.slice(1))
     if (code === 0) continue
+    // It may be gone all the same, and only what it needed has stayed.
+    if (kind === 'unload' && !system.list('/sys/module').includes(module)) continue
     const said = `${command.join(' ')}: ${output || `exit code ${code}`}`
     if (kind === 'unload') throw new ConfigError('module', module, said, 'nothing was changed')
     throw new ConfigError('module', module, said, goBack(plan, system, actions))

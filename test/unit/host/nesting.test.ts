@@ -8,10 +8,12 @@ import { amd, device, type FakeHost, host, plainCpuid, svmCpuid } from './fake-h
 function machine({
   fails = {},
   deaf = false,
+  half = false,
   uid = 0,
 }: {
   fails?: Record<string, string>
   deaf?: boolean
+  half?: boolean
   uid?: number
 } = {}) {
   const fake: FakeHost = { flags: 'svm', device, uid, kvm: { cpuid: plainCpuid, nestedState: 0 } }
@@ -25,6 +27,7 @@ function machine({
     run(program, args) {
       const command = [program, ...args].join(' ')
       done.push(command)
+      if (half && args[0] === '-r') fake.files = {}
       if (fails[command]) return { code: 1, output: fails[command] }
       if (args[0] === '-r') fake.files = {}
       else load(args[1]!.slice('nested='.length))
@@ -75,6 +78,13 @@ describe('applyNesting', () => {
     const { done, apply } = machine({ fails: { [UNLOAD]: 'Module kvm_amd is in use.' } })
     expect(() => apply(true)).toThrow('modprobe -r kvm_amd: Module kvm_amd is in use.; nothing was changed')
     expect(done).toEqual([`stage ${CONFIG}`, UNLOAD, 'discard'])
+  })
+
+  it('goes on where only what the module needed did not unload', () => {
+    const { fake, done, apply } = machine({ fails: { [UNLOAD]: 'Module ccp is in use.' }, half: true })
+    expect(apply()).toEqual({ restored: [], changed: [] })
+    expect(done).toEqual([UNLOAD, LOAD])
+    expect(fake.files).toMatchObject(amd('1'))
   })
 
   it('loads the module as it was where it does not load as wanted', () => {
