@@ -1,4 +1,4 @@
-import { execFileSync, spawnSync } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
   chmodSync,
   lstatSync,
@@ -11,6 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { join, relative } from 'node:path'
+import { createInterface } from 'node:readline'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Kvm } from '../../lib/kvm/kvm.js'
 import { ensureAssets } from '../../lib/lab/assets.js'
@@ -20,6 +21,7 @@ import { ModuleTree } from '../../lib/lab/modules.js'
 const ROOT = '/tmp/host-root'
 const CONFIG = '/etc/modprobe.d/nested-kvm.conf'
 const PARAMETER = '/sys/module/kvm_amd/parameters/nested'
+const env = { PATH: `/bin.first:${process.env.PATH}` }
 const nested = () => readFileSync(PARAMETER, 'utf8').trim()
 
 // It reloads kvm_amd, which is nobody's in the emulated host only.
@@ -27,6 +29,7 @@ describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
   beforeAll(makeRoot)
   // Those that run after it in this emulated host nest.
   afterAll(() => {
+    agent?.kill()
     if (nested() !== '1') {
       execFileSync('chroot', [ROOT, busybox, 'modprobe', '-r', 'kvm_amd'])
       execFileSync('chroot', [ROOT, busybox, 'modprobe', 'kvm_amd', 'nested=1'])
@@ -34,76 +37,111 @@ describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
     for (const path of mounted.reverse()) spawnSync('umount', ['-R', '-l', path])
   })
 
-  it('is on already: nothing is done, but for what makes it last', () => {
-    expect(host('enable-nested', '--json').json).toMatchObject({ ok: true, already: true, done: false, steps: [] })
-    expect(host('enable-nested', '--persist', '--json').json).toMatchObject({ already: true, done: true })
+  it('is on already: nothing is done, but for what makes it last', async () => {
+    expect(await enable()).toMatchObject({ ok: true, already: true, steps: [] })
+    expect(await enable({ persist: true })).toMatchObject({ ok: true, already: true, steps: [{ kind: 'write' }] })
     expect(config()).toMatch(/^options kvm_amd nested=1$/m)
+    expect(await enable({ persist: true })).toMatchObject({ ok: true, steps: [] })
   })
 
-  it('is switched off, and what KVM offers with it', () => {
-    expect(host('disable-nested', '--dry-run').text).toContain('modprobe kvm_amd nested=0')
+  it('is switched off, and what KVM offers with it', async () => {
+    const planned = JSON.parse(command('host', 'disable-nested', '--dry-run', '--json').text)
+    const steps = [
+      { kind: 'unload', command: ['modprobe', '-r', 'kvm_amd'] },
+      { kind: 'load', command: ['modprobe', 'kvm_amd', 'nested=0'] },
+    ]
+    expect(planned).toMatchObject({ schema: 1, ok: true, done: false, module: 'kvm_amd', former: '1', steps })
     expect([nested(), offers()]).toEqual(['1', true])
-    const { text, code } = host('disable-nested')
+    const { text, code } = command('host', 'disable-nested')
     expect([code, nested(), offers()]).toEqual([0, '0', false])
     expect(text).toContain('Done: KVM no longer offers svm to guests.')
     // Which the next boot would not know.
     expect(text).toContain(`after the next boot it is as ${CONFIG} says`)
-    expect(doctor()).toMatchObject({ ok: false, way: 'enable', extension: 'svm' })
+    expect(await ask({ examine: true })).toMatchObject({ ok: false, way: 'enable', extension: 'svm' })
   })
 
-  it('is switched on again, and a parameter that was set by hand stays', () => {
+  it('is switched on again, and a parameter that was set by hand stays', async () => {
     const polling = '/sys/module/kvm/parameters/halt_poll_ns'
     const before = readFileSync(polling)
     writeFileSync(polling, '12345')
-    const { json } = host('enable-nested', '--persist', '--json')
-    expect(json).toMatchObject({ ok: true, done: true, former: '0', restored: ['kvm.halt_poll_ns'], changed: [] })
+    const done = await enable({ persist: true })
+    expect(done).toMatchObject({ ok: true, former: '0', restored: ['kvm.halt_poll_ns'], changed: [] })
     expect([nested(), offers(), readFileSync(polling, 'utf8').trim()]).toEqual(['1', true, '12345'])
     writeFileSync(polling, before)
-    expect(json.steps).toEqual([
-      { kind: 'unload', command: ['modprobe', '-r', 'kvm_amd'] },
-      { kind: 'load', command: ['modprobe', 'kvm_amd', 'nested=1'] },
-    ])
   })
 
-  it('refuses while a VM uses the module, and names the process', () => {
+  it('refuses while a VM uses the module, and names the process', async () => {
     using kvm = Kvm.open()
     using _vm = kvm.createVm()
     const name = readFileSync('/proc/self/comm', 'utf8').trim()
-    const { code, json } = host('disable-nested', '--persist', '--json')
-    expect([code, json.ok]).toEqual([2, false])
-    expect(json.reason).toContain(`it is in use by ${name} (pid ${process.pid}, 1 VM)`)
+    const { reason } = await disable({ persist: true })
+    expect(reason).toContain(`it is in use by ${name} (pid ${process.pid}, 1 VM)`)
     expect([nested(), config()]).toEqual(['1', expect.stringContaining('nested=1')])
   })
 
-  it('loads the module as it was where it does not load as wanted', () => {
-    // With the module's own parser: modprobe gives it the line of this file, and then nested=0.
-    writeFileSync(
-      join(ROOT, 'bin.first/modprobe'),
-      '#!/bin/sh\n[ "$2" = nested=0 ] && set -- "$@" npt=maybe\nexec busybox modprobe "$@"\n',
-    )
-    const { code, json } = host('disable-nested', '--persist', '--json')
-    expect([code, nested(), offers()]).toEqual([2, '1', true])
-    expect(json.reason).toMatch(/modprobe kvm_amd nested=0: .*nvalid.*; it is loaded again as it was, with nested=1/)
+  it('loads the module as it was where it does not load as wanted', async () => {
+    const modprobe = join(ROOT, 'bin.first/modprobe')
+    const before = readFileSync(modprobe)
+    // The kernel refuses the value.
+    const spoil = '[ "$2" = nested=0 ] && set -- "$@" npt=maybe'
+    writeFileSync(modprobe, `#!/bin/sh\n${spoil}\nexec busybox modprobe "$@"\n`)
+    const { reason } = await disable({ persist: true })
+    writeFileSync(modprobe, before)
+    expect([nested(), offers()]).toEqual(['1', true])
+    expect(reason).toMatch(/modprobe kvm_amd nested=0: .*nvalid.*; it is loaded again as it was, with nested=1/)
     expect(config()).toContain('nested=1')
   })
 
-  it('refuses a module that is built in, another file that says otherwise, and a read-only /etc', () => {
+  it('refuses a module that is built in, another file that says otherwise, and a read-only /etc', async () => {
     // What a kernel with it built in shows: the parameters of a module that is not in the list.
     writeFileSync(join(ROOT, 'modules.none'), '')
     mount('--bind', join(ROOT, 'modules.none'), join(ROOT, 'proc/modules'))
-    expect(host('disable-nested').text).toContain("add kvm_amd.nested=0 to the kernel's command line and restart")
+    expect((await disable()).reason).toContain("add kvm_amd.nested=0 to the kernel's command line and restart")
     execFileSync('umount', [join(ROOT, 'proc/modules')])
-    writeFileSync(join(ROOT, 'etc/modprobe.d/mine.conf'), 'options kvm-amd nested=1\n')
-    expect(host('disable-nested', '--persist').text).toContain(
-      '"/etc/modprobe.d/mine.conf:1": it sets nested=1 for kvm_amd',
-    )
-    rmSync(join(ROOT, 'etc/modprobe.d/mine.conf'))
+    const mine = join(ROOT, 'etc/modprobe.d/mine.conf')
+    writeFileSync(mine, 'options kvm-amd nested=1\n')
+    const against = '"/etc/modprobe.d/mine.conf:1": it sets nested=1 for kvm_amd'
+    expect((await disable({ persist: true })).reason).toContain(against)
+    rmSync(mine)
     mount('--bind', join(ROOT, 'etc'), join(ROOT, 'etc'))
     mount('-o', 'remount,bind,ro', join(ROOT, 'etc'))
-    expect(host('disable-nested', '--persist').text).toContain('it cannot be written (EROFS)')
+    expect((await disable({ persist: true })).reason).toContain('it cannot be written (EROFS)')
     expect([nested(), config()]).toEqual(['1', expect.stringContaining('nested=1')])
   })
 })
+
+/** Does in that root, and in one process, since to start one takes long here, what the command does. */
+const AGENT = `
+  import { createInterface } from 'node:readline'
+  const { applyHostNesting, examineHost, planHostNesting } = await import(process.argv[1])
+  const answer = ({ examine, nested, persist }) => {
+    if (examine) return examineHost()
+    const plan = planHostNesting(nested, { persist })
+    return { ok: true, ...plan, ...applyHostNesting(plan) }
+  }
+  for await (const line of createInterface({ input: process.stdin })) {
+    let answered
+    try { answered = answer(JSON.parse(line)) } catch (error) { answered = { ok: false, reason: error.message } }
+    console.log(JSON.stringify(answered))
+  }`
+
+type Answer = Record<string, unknown> & { reason?: string }
+
+let agent: ChildProcess | undefined
+let lines: AsyncIterator<string>
+
+async function ask(question: object): Promise<Answer> {
+  if (!agent) {
+    const args = ['--input-type=module', '--eval', AGENT, join(process.cwd(), 'dist/index.js')]
+    agent = spawn('chroot', [ROOT, process.execPath, ...args], { env, stdio: ['pipe', 'pipe', 'inherit'] })
+    lines = createInterface({ input: agent.stdout! })[Symbol.asyncIterator]()
+  }
+  agent.stdin!.write(`${JSON.stringify(question)}\n`)
+  return JSON.parse((await lines.next()).value)
+}
+
+const enable = (options: { persist?: boolean } = {}) => ask({ nested: true, ...options })
+const disable = (options: { persist?: boolean } = {}) => ask({ nested: false, ...options })
 
 let busybox: string
 const mounted: string[] = []
@@ -165,16 +203,12 @@ function offers(): boolean {
   return kvm.supportedCpuid().some(entry => entry.function === 0x8000_0001 && (entry.ecx & 4) !== 0)
 }
 
-function inRoot(...args: string[]) {
-  const env = { ...process.env, PATH: `/bin.first:${process.env.PATH}` }
+/** The command, in that root. */
+function command(...args: string[]) {
   const main = join(process.cwd(), 'dist/cli/main.js')
   const { stdout, stderr, status } = spawnSync('chroot', [ROOT, process.execPath, main, ...args], {
     env,
     encoding: 'utf8',
   })
-  const json = args.includes('--json') ? JSON.parse(stdout || `{"stderr":${JSON.stringify(stderr)}}`) : undefined
-  return { text: stdout + stderr, code: status, json }
+  return { text: stdout + stderr, code: status }
 }
-
-const host = (...args: string[]) => inRoot('host', ...args)
-const doctor = () => inRoot('doctor', '--json').json
