@@ -40,6 +40,7 @@ const weights = {
   'commands.test.ts': 70,
   'save-restore.test.ts': 50,
   'l1.test.ts': 25,
+  'host.test.ts': 20,
 }
 const DEFAULT_WEIGHT = 15
 const LABS = 2

@@ -70,7 +70,7 @@ const kvmIntel: Table = {
   vnmi: ['guest', 'the processor virtualizes NMIs'],
   emulate_invalid_guest_state: ['guest', 'emulate what cannot be entered without unrestricted_guest'],
   fasteoi: ['none', 'decode writes to the EOI register quickly'],
-  enlightened_vmcs: ['speed', "use Hyper-V's VMCS where this host is itself a guest of it"],
+  enlightened_vmcs: ['none', "use Hyper-V's VMCS, where this host is a guest of it"],
   allow_smaller_maxphyaddr: ['guest', 'guests may have fewer physical address bits than the host'],
   vmentry_l1d_flush: ['speed', 'flush the L1 data cache at entries (L1TF)'],
   ple_gap: ['none', 'PAUSE-loop exiting: the gap in a loop'],

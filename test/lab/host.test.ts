@@ -1,6 +1,7 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
   chmodSync,
+  existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -30,8 +31,8 @@ describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
   // Those that run after it in this emulated host nest.
   afterAll(() => {
     agent?.kill()
-    if (nested() !== '1') {
-      execFileSync('chroot', [ROOT, busybox, 'modprobe', '-r', 'kvm_amd'])
+    if (!existsSync(PARAMETER) || nested() !== '1') {
+      spawnSync('chroot', [ROOT, busybox, 'modprobe', '-r', 'kvm_amd'])
       execFileSync('chroot', [ROOT, busybox, 'modprobe', 'kvm_amd', 'nested=1'])
     }
     for (const path of mounted.reverse()) spawnSync('umount', ['-R', '-l', path])
