@@ -76,7 +76,7 @@ const kinds: Readonly<Record<Kind, readonly [name: string, ...remedy: string[]]>
   ],
   ec2: [
     'Amazon EC2',
-    'a *.metal instance, or C8i, M8i, R8i with --cpu-options NestedVirtualization=enabled (the instance stopped)',
+    'a *.metal instance, or C8i, M8i, R8i with --cpu-options NestedVirtualization=enabled, given while it is stopped',
   ],
   azure: [
     'Azure',

@@ -23,12 +23,22 @@ export function kvmUsers(system: HostSystem): KvmUser[] {
     const count = (kind: RegExp) => open.filter(link => kind.test(link!)).length
     users.push({
       pid: Number(pid),
-      name: system.read(`/proc/${pid}/comm`)?.trim() ?? '?',
+      // A process names itself as it likes: nothing of it is to steer a terminal.
+      name: (system.read(`/proc/${pid}/comm`)?.trim() ?? '?').replace(/[^\x20-\x7e]/g, '?'),
       vms: count(/kvm-vm\b/),
       vcpus: count(/kvm-vcpu/),
     })
   }
   return users.sort((a, b) => a.pid - b.pid)
+}
+
+/** As many as are told in one line; the report has all. */
+const TOLD = 4
+
+/** Some users in words, and how many more there are. */
+export function describeUsers(users: readonly KvmUser[]): string {
+  const more = users.length > TOLD ? [`${users.length - TOLD} more`] : []
+  return [...users.slice(0, TOLD).map(describeUser), ...more].join(', ')
 }
 
 /** As in `qemu-system-x86 (pid 4711, 1 VM)`. */

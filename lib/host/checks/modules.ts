@@ -1,5 +1,5 @@
 import { isOn, moduleOf } from '../modules.js'
-import { describeUser } from '../users.js'
+import { describeUsers } from '../users.js'
 import { type Checker, check } from './check.js'
 
 const NESTING: readonly string[] = Object.values(moduleOf)
@@ -32,7 +32,7 @@ export const nested: Checker = ({ facts }) => {
 /** Who keeps the modules from being reloaded. */
 export const users: Checker = ({ system, users }) => {
   const title = 'in use by'
-  if (users.length > 0) return check('users', title, 'info', users.map(describeUser).join(', '))
+  if (users.length > 0) return check('users', title, 'info', describeUsers(users))
   if (system.uid === 0) return check('users', title, 'info', 'no process')
   return check('users', title, 'unknown', "no process of this user's; others are seen by root only")
 }

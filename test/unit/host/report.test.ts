@@ -203,6 +203,9 @@ describe('the checks', () => {
     }
     const used = { ...good, links }
     expect(checkOf('users', used, { '/proc/12/comm': 'qemu\n' }).detail).toBe('qemu (pid 12, 2 VMs)')
+    const many = [21, 22, 23, 24, 25, 26].map(pid => [`/proc/${pid}/fd/3`, '/dev/kvm'])
+    const crowd = checkOf('users', { ...good, links: Object.fromEntries(many) }, { '/proc/21/comm': 'a\x1b[2Jb\n' })
+    expect(crowd.detail).toBe('a?[2Jb (pid 21), ? (pid 22), ? (pid 23), ? (pid 24), 2 more')
     expect(checkOf('users', good).detail).toBe('no process')
     expect(checkOf('users', { ...good, uid: 1000 }).status).toBe('unknown')
   })
