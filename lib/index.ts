@@ -31,8 +31,23 @@ export type { NetConfig, NetOptions, PortForward, TapOptions, UserNetOptions } f
 export type { VsockConfig, VsockOptions } from './config/vsock.js'
 export type { PanicEvent } from './devices/pvpanic.js'
 export { ConfigError, GuestError, KvmError, NestedStateError, SnapshotError, TimeoutError } from './errors.js'
+export type { CheckStatus, HostCheck } from './host/checks/check.js'
+export {
+  DEEP_STEPS,
+  type DeepDiagnosis,
+  type DeepOptions,
+  type DeepStep,
+  diagnoseDeeply,
+} from './host/deep/probe.js'
 export type { HostDiagnosis, HostFacts, Way } from './host/diagnose.js'
-export { diagnoseHost } from './host/host.js'
+export { diagnoseHost, examineHost, examineHostDeeply } from './host/host.js'
+export type { OuterHypervisor } from './host/hypervisor.js'
+export { type LibvirtCpu, libvirtCpus } from './host/libvirt.js'
+export { applyHostNesting, type NestingResult, planHostNesting } from './host/nesting.js'
+export type { NestingOptions, NestingPlan, NestingStep } from './host/nesting-plan.js'
+export type { Bearing, KvmParameter } from './host/parameters.js'
+export { HOST_REPORT_SCHEMA, type HostReport } from './host/report.js'
+export type { KvmUser } from './host/users.js'
 export { type CapabilityName, cap } from './kvm/capabilities.js'
 export { EventFd } from './kvm/event-fd.js'
 export type { HypercallExit, InternalErrorExit, IoExit, MmioExit, MsrExit, VcpuExit } from './kvm/exit.js'

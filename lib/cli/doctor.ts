@@ -1,73 +1,53 @@
 import { Command } from 'commander'
-import { diagnoseHost, type HostDiagnosis, type HostFacts } from '../index.js'
+import { diagnoseHost, examineHost, examineHostDeeply, libvirtCpus } from '../index.js'
+import { formatLibvirt, formatReport } from './doctor-text.js'
 import { exitCode, printJson } from './output.js'
+
+interface Options {
+  readonly json?: boolean
+  readonly verbose?: boolean
+  readonly deep?: boolean
+  readonly libvirt?: boolean
+}
 
 /** `nested-kvm doctor`: can this host nest, and if not, what would. */
 export function doctorCommand(): Command {
   return new Command('doctor')
     .description('say whether guests of this host can run guests of their own, and what to do if not')
+    .option('--deep', 'try it: a tiny L1 enters an L2, which is saved and goes on in another VM')
+    .option('--verbose', 'list every parameter of the KVM modules with its meaning')
+    .option('--libvirt', 'print the <cpu> elements that let a libvirt guest nest, and nothing else')
     .option('--json', 'print the diagnosis as one line of JSON')
-    .addHelpText('after', '\nExit code: 0 if nested virtualization works here, 1 if not.')
-    .action((options: { json?: boolean }) => {
-      const diagnosis = diagnoseHost()
-      if (options.json) printJson(diagnosis)
-      else process.stdout.write(formatDiagnosis(diagnosis))
-      process.exitCode = diagnosis.ok ? exitCode.ok : exitCode.failed
+    .addHelpText(
+      'after',
+      `
+Each check passes, warns, fails, is for information, or is unknown where it cannot be asked (some need root).
+
+--json: {schema: 1, ok, way, extension, reason, commands, facts, checks: [{id, title, status, detail, remedy}], hypervisor, users,
+parameters: [{module, name, value, meaning, nesting}], deep}. Under one schema number fields are added, never changed or taken away.
+With --libvirt: {schema: 1, extension, cpus: [{purpose, xml}]}.
+
+Exit code: 0 if nested virtualization works here (with --deep: if it was seen to), 1 if not. With --libvirt: 0.
+
+Examples:
+  nested-kvm doctor
+  nested-kvm doctor --deep
+  nested-kvm doctor --json | jq -r '.checks[] | select(.status == "fail") | .title'`,
+    )
+    .action(async (options: Options) => {
+      if (options.libvirt) return printLibvirt(options)
+      const report = options.deep ? await examineHostDeeply() : examineHost()
+      if (options.json) printJson(report)
+      else process.stdout.write(formatReport(report, { verbose: options.verbose === true }))
+      process.exitCode = report.ok ? exitCode.ok : exitCode.failed
     })
 }
 
-/** The diagnosis as text for people: the facts, then the verdict, then what to type. */
-export function formatDiagnosis(diagnosis: HostDiagnosis): string {
-  const { way, reason, commands, extension, facts } = diagnosis
-  const rows = factRows(facts)
-  const width = Math.max(...rows.map(([name]) => name.length))
-  const lines = rows.map(([name, value]) => `  ${name.padEnd(width)}  ${value}`)
-  const verdict = {
-    'nested-here': `Nested virtualization works here (${extension}).`,
-    enable: 'Nested virtualization can be switched on here.',
-    lab: 'Nested virtualization needs the lab here.',
-  }[way]
-  const advice = {
-    'nested-here': ['Try it:', '  nested-kvm demo'],
-    enable: [
-      'As root:',
-      ...commands.map(command => `  ${command}`),
-      'Until then, the lab works anywhere:',
-      '  nested-kvm lab -- <command>',
-    ],
-    lab: ['The lab emulates a host that nests, and runs a command in it:', '  nested-kvm lab -- <command>'],
-  }[way]
-  return `${['Host', ...lines, '', verdict, `  ${reason}.`, '', ...advice].join('\n')}\n`
-}
-
-function factRows({
-  kernel,
-  device,
-  apiVersion,
-  modules,
-  nestedStateBytes,
-  offered,
-  cpu,
-  virtual,
-}: HostFacts): [string, string][] {
-  const unknown = 'cannot be asked'
-  const nested = Object.entries(modules.nested).map(([module, value]) => `${module} nested=${value}`)
-  const extensions = (list: readonly string[]) => list.join(', ') || 'neither vmx nor svm'
-  return [
-    ['kernel', `${kernel ?? unknown}${virtual ? ' (in a virtual machine)' : ''}`],
-    ['CPU', extensions(cpu)],
-    [
-      device.path,
-      device.present ? (device.permitted ? 'present, may be opened' : 'present, not permitted') : 'missing',
-    ],
-    ...(device.problem ? [['', device.problem] as [string, string]] : []),
-    ['KVM API version', String(apiVersion ?? unknown)],
-    ['vendor module', modules.vendor.join(', ') || 'none'],
-    ['nested parameter', nested.join(', ') || 'none'],
-    ['offered to guests', offered ? extensions(offered) : unknown],
-    [
-      'nested state',
-      nestedStateBytes === null ? unknown : nestedStateBytes === 0 ? 'none' : `up to ${nestedStateBytes} bytes`,
-    ],
-  ]
+function printLibvirt({ json }: Options): void {
+  const { extension, facts } = diagnoseHost()
+  const here = extension ?? facts.cpu[0] ?? null
+  const cpus = libvirtCpus(here)
+  if (json) printJson({ schema: 1, extension: here, cpus })
+  else process.stdout.write(formatLibvirt(cpus))
+  process.exitCode = exitCode.ok
 }

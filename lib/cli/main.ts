@@ -5,6 +5,7 @@ import { cpuCommand } from './cpu.js'
 import { ctlCommand } from './ctl.js'
 import { demoCommand } from './demo.js'
 import { doctorCommand } from './doctor.js'
+import { hostCommand } from './host.js'
 import { inspectCommand } from './inspect.js'
 import { labCommand } from './lab.js'
 import { exitCode, printJson, reportFailure } from './output.js'
@@ -34,6 +35,7 @@ function buildProgram(): Command {
   const commands = [
     demoCommand(),
     doctorCommand(),
+    hostCommand(),
     cpuCommand(),
     labCommand(),
     runCommand(),

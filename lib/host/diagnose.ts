@@ -1,6 +1,8 @@
 import { KvmError } from '../errors.js'
 import { cap } from '../kvm/capabilities.js'
 import { type Extension, enableCommands, isOn, type KvmModules, moduleOf, readModules } from './modules.js'
+import { offeredExtensions } from './offer.js'
+import { permissionCommands } from './permissions.js'
 import type { HostSystem } from './system.js'
 
 /** What was found, before any conclusion. `null` is "could not be asked". */
@@ -105,15 +107,6 @@ function cpuFlags(system: HostSystem): Set<string> {
   return new Set(line?.[1]?.split(/\s+/) ?? [])
 }
 
-function offeredExtensions(cpuid: readonly { function: number; ecx: number }[]): Extension[] {
-  const ecx = (leaf: number) => cpuid.find(entry => entry.function === leaf)?.ecx ?? 0
-  const found: Extension[] = []
-  // Intel SDM vol. 2, CPUID leaf 1: ECX bit 5 is VMX. AMD APM vol. 3, leaf 0x80000001: ECX bit 2 is SVM.
-  if (ecx(0x1) & (1 << 5)) found.push('vmx')
-  if (ecx(0x8000_0001) & (1 << 2)) found.push('svm')
-  return found
-}
-
 function conclude(facts: HostFacts, system: HostSystem): Verdict {
   const { device, offered, cpu, modules } = facts
   const offer = offered?.[0]
@@ -192,25 +185,4 @@ function whyLab({ device, offered, virtual }: HostFacts): string {
   if (device.present && !device.permitted)
     return 'this user may not open /dev/kvm, and the CPU shows neither vmx nor svm'
   return 'the CPU shows neither vmx nor svm: if it has virtualization, the firmware setup switches it on (VT-x, AMD-V, SVM)'
-}
-
-function permissionCommands(system: HostSystem): string[] {
-  const owner = system.owner(devicePath)
-  // 020 and 040: what the owning group may do. gid 0 is root's, which nobody should be added to.
-  if (owner && (owner.mode & 0o060) === 0o060 && owner.gid !== 0) {
-    const name = idName(system, '/etc/group', owner.gid)
-    return [`usermod -aG ${name} ${idName(system, '/etc/passwd', system.uid)}`, 'log out and in again']
-  }
-  return [
-    'chgrp kvm /dev/kvm',
-    'chmod 660 /dev/kvm',
-    `usermod -aG kvm ${idName(system, '/etc/passwd', system.uid)}`,
-    'log out and in again',
-  ]
-}
-
-/** The name of a user or group id in passwd(5) or group(5), or the id itself. */
-function idName(system: HostSystem, file: string, id: number): string {
-  const line = (system.read(file) ?? '').split('\n').find(entry => entry.split(':')[2] === String(id))
-  return line?.split(':')[0] ?? String(id)
 }

@@ -1,3 +1,4 @@
+import { CONFIG_FILE } from './modprobe-config.js'
 import type { HostSystem } from './system.js'
 
 /** The two virtualization extensions that a hypervisor inside a guest can use. */
@@ -32,14 +33,24 @@ export function isOn(value: string | undefined): boolean {
   return value === 'Y' || (value !== undefined && /^[1-9]\d*$/.test(value))
 }
 
+/** Whether a module is loaded, is part of the kernel itself, or is not there now. */
+export function moduleState(system: HostSystem, module: string): 'loaded' | 'built-in' | 'absent' {
+  if (!system.list('/sys/module').includes(module)) return 'absent'
+  const loaded = (system.read('/proc/modules') ?? '').split('\n').some(line => line.startsWith(`${module} `))
+  return loaded ? 'loaded' : 'built-in'
+}
+
 /** The commands, run as root, that load the extension's module with nesting switched on, now and after every boot. */
 export function enableCommands(extension: Extension, system: HostSystem): string[] {
   const module = moduleOf[extension]
-  const keep = `echo 'options ${module} nested=1' > /etc/modprobe.d/kvm-nested.conf`
-  const present = system.list('/sys/module').includes(module)
-  if (!present) return [keep, `modprobe ${module}`]
-  const loaded = (system.read('/proc/modules') ?? '').split('\n').some(line => line.startsWith(`${module} `))
-  if (loaded) return [keep, `modprobe -r ${module}`, `modprobe ${module}`]
-  // Built into the kernel: it cannot be reloaded, only started with another parameter.
-  return [`add ${module}.nested=1 to the kernel's command line and restart`]
+  const keep = `echo 'options ${module} nested=1' > ${CONFIG_FILE}`
+  switch (moduleState(system, module)) {
+    case 'absent':
+      return [keep, `modprobe ${module}`]
+    case 'loaded':
+      return [keep, `modprobe -r ${module}`, `modprobe ${module}`]
+    case 'built-in':
+      // It cannot be reloaded, only started with another parameter.
+      return [`add ${module}.nested=1 to the kernel's command line and restart`]
+  }
 }

@@ -40,8 +40,8 @@ it('the same command lines look at this host, run an L1, save it and go on with 
   await writeFile(disk, content)
   const shell = new Shell(directory)
 
-  const { ok, way, extension, facts } = JSON.parse(await shell.run('doctor', '--json'))
-  expect([ok, way, facts.cpu]).toEqual([true, 'nested-here', [extension]])
+  const { ok, way, extension, facts, deep } = JSON.parse(await shell.run('doctor', '--deep', '--json'))
+  expect([ok, way, facts.cpu, deep.ok]).toEqual([true, 'nested-here', [extension], true])
 
   const machine = ['--kernel', guestKernel.vmlinuz, '--initrd', initrd, '--append', QUICK_CMDLINE, '--memory', '256M']
   const first = shell.start(

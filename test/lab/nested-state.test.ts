@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
 import { saveVcpu, vcpuPlan } from '../../lib/arch/x86_64/vcpu-state.js'
-import { inspectSnapshot, walkL2 } from '../../lib/index.js'
+import { DEEP_STEPS, diagnoseDeeply, inspectSnapshot, walkL2 } from '../../lib/index.js'
 import { cap } from '../../lib/kvm/capabilities.js'
 import { Kvm } from '../../lib/kvm/kvm.js'
 import { hasControl } from '../../lib/nested/controls-vmx.js'
@@ -22,6 +22,12 @@ function interceptsHlt({ format, data }: NestedState): boolean {
 it('this host has nested state', () => {
   using kvm = Kvm.open()
   expect(kvm.checkExtension(cap.NESTED_STATE)).toBeGreaterThanOrEqual(extension === 'vmx' ? 8320 : 4224)
+})
+
+it('the deep diagnosis sees an L2 run, saves it and goes on with it', async () => {
+  const found = await diagnoseDeeply()
+  expect(found).toMatchObject({ ok: true, extension, nestedPaging: true, passed: DEEP_STEPS, failed: null })
+  expect(found.nestedStateBytes).toBeGreaterThan(4096)
 })
 
 it('the nested state follows an L1 into L2 and back', () => {

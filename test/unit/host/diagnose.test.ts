@@ -1,82 +1,13 @@
 import { describe, expect, it } from 'vitest'
 import { KvmError } from '../../../lib/errors.js'
 import { diagnose } from '../../../lib/host/diagnose.js'
-import type { FileOwner, HostSystem } from '../../../lib/host/system.js'
-import type { CpuidEntry } from '../../../lib/kvm/structs.js'
+import { counts, device, host, intel, plainCpuid, svmCpuid, vmxCpuid } from './fake-host.js'
 
 const EACCES = 13
-const ENOENT = 2
-const KVM_CAP_NESTED_STATE = 157
-
-const leaf = (fn: number, ecx: number): CpuidEntry => ({
-  function: fn,
-  index: 0,
-  flags: 0,
-  eax: 0,
-  ebx: 0,
-  ecx,
-  edx: 0,
-})
-const vmxCpuid = [leaf(0, 0), leaf(1, 1 << 5), leaf(0x8000_0001, 1)]
-const svmCpuid = [leaf(1, 0), leaf(0x8000_0001, 1 << 2)]
-const plainCpuid = [leaf(1, 0xffff_ffdf), leaf(0x8000_0001, 0xffff_fffb)]
-
-interface FakeHost {
-  flags?: string
-  files?: Record<string, string>
-  device?: FileOwner
-  kvm?: { cpuid: CpuidEntry[]; nestedState: number }
-  openError?: Error
-  uid?: number
-}
-
-let closed = 0
-
-/** A host that has the given files and the given /dev/kvm; a directory is whatever has a file below it. */
-function host({ flags = '', files = {}, device, kvm, openError, uid = 1000 }: FakeHost): HostSystem {
-  const all: Record<string, string> = {
-    '/proc/cpuinfo': `processor\t: 0\nflags\t\t: fpu ${flags} lm\nvmx flags\t: ept\n`,
-    '/proc/sys/kernel/osrelease': '6.1.0-test\n',
-    '/etc/passwd': 'root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n',
-    '/etc/group': 'root:x:0:\nkvm:x:104:\nvirt:x:105:\n',
-    ...files,
-  }
-  return {
-    read: path => all[path],
-    list: path => [
-      ...new Set(
-        Object.keys(all)
-          .filter(name => name.startsWith(`${path}/`))
-          .map(name => name.slice(path.length + 1).split('/')[0]!),
-      ),
-    ],
-    owner: path => (path === '/dev/kvm' ? device : undefined),
-    uid,
-    openKvm: path => {
-      if (openError) throw openError
-      if (!kvm) throw new KvmError(`open ${path}`, ENOENT)
-      return {
-        apiVersion: 12,
-        checkExtension: capability => (capability === KVM_CAP_NESTED_STATE ? kvm.nestedState : 0),
-        supportedCpuid: () => kvm.cpuid,
-        close: () => {
-          closed++
-        },
-      }
-    },
-  }
-}
-
-const device = { mode: 0o20660, uid: 0, gid: 104 }
-const intel = (nested: string) => ({
-  '/sys/module/kvm/holders/kvm_intel/x': '',
-  '/sys/module/kvm_intel/parameters/nested': `${nested}\n`,
-  '/proc/modules': 'kvm_intel 450560 0 - Live 0x0\nkvm 1355776 1 kvm_intel, Live 0x0\n',
-})
 
 describe('diagnose', () => {
   it('finds nesting where KVM offers vmx, and closes the device', () => {
-    const before = closed
+    const before = counts.closed
     const found = diagnose(
       host({ flags: 'vmx', device, files: intel('Y'), kvm: { cpuid: vmxCpuid, nestedState: 4224 } }),
     )
@@ -91,7 +22,7 @@ describe('diagnose', () => {
       device: { present: true, permitted: true, problem: null },
       modules: { vendor: ['kvm_intel'], nested: { kvm_intel: 'Y' } },
     })
-    expect(closed).toBe(before + 1)
+    expect(counts.closed).toBe(before + 1)
   })
 
   it('finds svm in leaf 0x80000001, whatever the module is called', () => {
@@ -121,7 +52,7 @@ describe('diagnose', () => {
     const found = diagnose(host({ flags: 'vmx', device, files: intel('N'), kvm }))
     expect(found).toMatchObject({ ok: false, way: 'enable', extension: 'vmx' })
     expect(found.commands).toEqual([
-      "echo 'options kvm_intel nested=1' > /etc/modprobe.d/kvm-nested.conf",
+      "echo 'options kvm_intel nested=1' > /etc/modprobe.d/nested-kvm.conf",
       'modprobe -r kvm_intel',
       'modprobe kvm_intel',
     ])
@@ -171,7 +102,7 @@ describe('diagnose', () => {
       'chmod 660 /dev/kvm',
       'usermod -aG kvm ann',
       'log out and in again',
-      "echo 'options kvm_intel nested=1' > /etc/modprobe.d/kvm-nested.conf",
+      "echo 'options kvm_intel nested=1' > /etc/modprobe.d/nested-kvm.conf",
       'modprobe -r kvm_intel',
       'modprobe kvm_intel',
     ])
