@@ -1,9 +1,11 @@
+import { dirname } from 'node:path'
 import type { InitramfsEntry } from '../boot/initramfs.js'
 import { CHANNELS, type Emulator, type Share } from './emulator.js'
+import { LAB_COMMANDS } from './environment.js'
 import type { KernelModule } from './modules.js'
 
 /** Where the lab's own files are in the running guest: below a tmpfs, so nothing of the host is touched. */
-const HOME = '/run/nested-kvm-lab'
+const HOME = dirname(LAB_COMMANDS)
 
 /** The busybox commands that the scripts use. */
 export const APPLETS = [
@@ -32,6 +34,8 @@ export interface GuestPlan {
   /** Paths that a tmpfs of the guest would hide and that are to be seen all the same. */
   readonly visible: readonly string[]
   readonly command: readonly string[]
+  /** What `nested-kvm` is in the guest: a program and its first arguments. */
+  readonly nestedKvm: readonly string[]
   readonly cwd: string
   readonly env: Readonly<Record<string, string>>
   /** Whether the command's standard input is the `stdin` channel; it is empty otherwise. */
@@ -43,6 +47,7 @@ export const GUEST_OWN_DIRECTORIES = ['/tmp', '/run', '/dev', '/proc', '/sys', '
 
 /** The initramfs of the lab's guest: busybox, the modules, and the scripts that turn it into a copy of this machine. */
 export function guestFiles(plan: GuestPlan): InitramfsEntry[] {
+  const nestedKvm = plan.nestedKvm.map(shellQuote).join(' ')
   const entries: InitramfsEntry[] = [
     { type: 'file', path: '/bin/busybox', source: plan.busybox, mode: 0o755 },
     ...APPLETS.map(name => ({ type: 'symlink' as const, path: `/bin/${name}`, target: 'busybox' })),
@@ -51,6 +56,7 @@ export function guestFiles(plan: GuestPlan): InitramfsEntry[] {
     { type: 'file', path: '/init', data: initScript(plan), mode: 0o755 },
     { type: 'file', path: '/lab/session', data: sessionScript(plan), mode: 0o755 },
     { type: 'file', path: '/lab/command', data: commandScript(plan), mode: 0o755 },
+    { type: 'file', path: '/lab/nested-kvm', data: `#!/bin/sh\nexec ${nestedKvm} "$@"\n`, mode: 0o755 },
   ]
   for (const { name, data } of plan.modules) entries.push({ type: 'file', path: `/modules/${name}.ko`, data })
   return entries
@@ -97,7 +103,7 @@ ${mounts.map(({ path, line }) => `mkdir -p ${shellQuote(`/root${path}`)}\n${line
 mount -t proc proc /root/proc
 mount -t sysfs sysfs /root/sys
 mount -t devtmpfs devtmpfs /root/dev
-mkdir -p /root/dev/pts /root/dev/shm /root${HOME}
+mkdir -p /root/dev/pts /root/dev/shm /root${LAB_COMMANDS}
 mount -t devpts -o mode=600,ptmxmode=666 devpts /root/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /root/dev/shm
 ln -sf /proc/self/fd /root/dev/fd
@@ -105,6 +111,7 @@ ln -sf /proc/self/fd/0 /root/dev/stdin
 ln -sf /proc/self/fd/1 /root/dev/stdout
 ln -sf /proc/self/fd/2 /root/dev/stderr
 cp -a /bin /lab/session /lab/command /root${HOME}
+cp -a /lab/nested-kvm /root${LAB_COMMANDS}
 exec switch_root /root ${HOME}/bin/sh ${HOME}/session
 `
 }

@@ -1,6 +1,6 @@
 import { realpath } from 'node:fs/promises'
 import { totalmem } from 'node:os'
-import { basename, dirname, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { buildInitramfs } from '../boot/initramfs.js'
@@ -128,6 +128,7 @@ export class Lab {
         shares: shares.list,
         visible: shares.visible,
         command,
+        nestedKvm: [process.execPath, join(packageRoot(), 'dist/cli/main.js')],
         cwd,
         env: { ...labEnvironment(process.env, process.execPath, emulator.vendor), ...options.env },
         stdin: options.stdin !== undefined,
@@ -330,9 +331,13 @@ async function sharesOf(options: LabOptions): Promise<{ list: Share[]; visible: 
   return { list, visible: [...visible], cwd }
 }
 
+function packageRoot(): string {
+  return fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '')
+}
+
 /** This package, and where it is installed also those that it depends on. */
 function packageDirectory(): string {
-  const own = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '')
+  const own = packageRoot()
   return basename(dirname(own)) === 'node_modules' ? dirname(own) : own
 }
 

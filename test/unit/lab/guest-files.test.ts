@@ -20,6 +20,7 @@ const plan: GuestPlan = {
   ],
   visible: ['/tmp/node'],
   command: ['node', HOSTILE],
+  nestedKvm: ['printf', '%s|', HOSTILE],
   cwd: '/home',
   env: { PATH: '/usr/bin', WORD: HOSTILE },
   stdin: true,
@@ -34,14 +35,22 @@ test('a quoted word is one word to the shell, whatever is in it', () => {
   expect(execFileSync('sh', ['-c', `printf %s ${shellQuote(HOSTILE)}`], { encoding: 'utf8' })).toBe(HOSTILE)
 })
 
-test.each(['/init', '/lab/session', '/lab/command'])('%s is a script that the shell can read', path => {
-  const vmx = bochsEmulator({ program: '/bochs', version: '3.0', bios: '/bios', vgaBios: '/vga', fast: true })
-  for (const change of [{ stdin: true }, { stdin: false }, { emulator: vmx }]) {
-    const text = script(path, { ...plan, ...change })
-    expect(text).not.toBe('')
-    execFileSync('sh', ['-n'], { input: text })
-  }
+test('nested-kvm is what it is told to be', () => {
+  const output = execFileSync('sh', ['-c', script('/lab/nested-kvm'), 'nested-kvm', 'more words'], { encoding: 'utf8' })
+  expect(output).toBe(`${HOSTILE}|more words|`)
 })
+
+test.each(['/init', '/lab/session', '/lab/command', '/lab/nested-kvm'])(
+  '%s is a script that the shell can read',
+  path => {
+    const vmx = bochsEmulator({ program: '/bochs', version: '3.0', bios: '/bios', vgaBios: '/vga', fast: true })
+    for (const change of [{ stdin: true }, { stdin: false }, { emulator: vmx }]) {
+      const text = script(path, { ...plan, ...change })
+      expect(text).not.toBe('')
+      execFileSync('sh', ['-n'], { input: text })
+    }
+  },
+)
 
 test('kvm is loaded with nesting on, and an outer directory is mounted before an inner one', () => {
   const init = script('/init')
@@ -80,7 +89,7 @@ test('a comma in a shared path does not end the QEMU option, and only writable s
 test('the environment has what commands need and no secrets', () => {
   const ours = { PATH: '/usr/bin', HOME: '/root', AWS_SECRET: 'x', NODE_OPTIONS: '--a', TMPDIR: '/var/x' }
   expect(labEnvironment(ours, '/opt/node/bin/node', 'svm')).toEqual({
-    PATH: '/opt/node/bin:/usr/bin',
+    PATH: '/run/nested-kvm-lab/commands:/opt/node/bin:/usr/bin',
     HOME: '/root',
     NODE_OPTIONS: '--a',
     TMPDIR: '/tmp',
