@@ -3,6 +3,7 @@ import { flagsOf } from '../arch/x86_64/cpuid.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { saveVcpu } from '../arch/x86_64/vcpu-state.js'
 import { saveVm } from '../arch/x86_64/vm-state.js'
+import { giveVmxMsrs, ownVmxMsrs } from '../arch/x86_64/vmx-cpu.js'
 import { checkContents, type MachineConfig } from '../config/machine-config.js'
 import { GuestError } from '../errors.js'
 import { Kvm } from '../kvm/kvm.js'
@@ -48,16 +49,15 @@ function powerOnProcessors(parts: Parts): Processors {
   const known = powerOns.get(parts)
   if (known) return known
   using kvm = Kvm.open()
-  const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
+  const featureIndices = kvm.featureMsrIndices()
   using vm = createVm(kvm)
   const vcpus = parts.vcpus.map(own => {
     const vcpu = vm.createVcpu(own.id)
     const table = own.configuredCpuid.slice()
     vcpu.setRawCpuid(table)
     const cpuid = decodeCpuid(table)
-    vcpu.setMsrs(
-      initialMsrs({ indices: parts.msrIndices, featureMsrs, cpuid, archCapabilities: ownCapabilities(own, cpuid) }),
-    )
+    giveVmxMsrs(vcpu, { vmxMsrs: ownVmxMsrs(own, cpuid, featureIndices) })
+    vcpu.setMsrs(initialMsrs({ indices: parts.msrIndices, cpuid, archCapabilities: ownCapabilities(own, cpuid) }))
     return saveVcpu(vcpu, planOf(own, parts))
   })
   const processors = { vm: saveVm(vm), vcpus }
