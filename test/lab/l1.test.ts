@@ -25,9 +25,14 @@ it('a stock kernel boots, sees the extension, talks on its console and powers of
 })
 
 it('an extension that is withheld is not there', { timeout: 300_000 }, async () => {
-  await using machine = await linuxMachine(`${flag}\npoweroff -f`, { cpu: 'host,-svm,-vmx' })
+  const name = hostExtension() === 'svm' ? 'kvm_amd' : 'kvm_intel'
+  const script = `${flag}\necho "loaded=$(grep -c ^${name} /proc/modules)."\npoweroff -f`
+  await using machine = await linuxMachine(script, { cpu: 'host,-svm,-vmx', modules: [name] })
   await machine.start()
+  // Its KVM refuses to load.
+  await machine.console.expect(`insmod: can't insert '/modules/${name}.ko': Operation not supported`, BOOT)
   expect((await machine.console.expect(/flag=(\w*)\./, BOOT)).groups[0]).toBe('')
+  expect((await machine.console.expect(/loaded=(\d)\./, BOOT)).groups[0]).toBe('0')
   expect(await machine.wait()).toEqual({ reason: 'shutdown' })
 })
 

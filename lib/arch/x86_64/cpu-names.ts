@@ -44,15 +44,18 @@ export function featureNamed(text: string): string | undefined {
 /** All names of what a specification may switch. */
 export const FEATURE_NAMES: readonly string[] = [...CPU_FLAGS.keys(), ...VMX_FEATURE_NAMES]
 
-/** The name that was probably meant, unless none is near. */
-export function nearestName(text: string, names: Iterable<string>): string | undefined {
+/** The name that was probably meant, unless none is near: one that differs in little, or else the only one that begins so. */
+export function nearestName(text: string, iterable: Iterable<string>): string | undefined {
+  const names = [...iterable]
   const lower = text.toLowerCase()
   let nearest: { readonly name: string; readonly distance: number } | undefined
   for (const name of names) {
     const distance = editDistance(lower, name.toLowerCase())
     if (!nearest || distance < nearest.distance) nearest = { name, distance }
   }
-  return nearest && nearest.distance <= Math.max(1, text.length / 3) ? nearest.name : undefined
+  if (nearest && nearest.distance <= Math.max(1, text.length / 3)) return nearest.name
+  const longer = lower.length < 3 ? [] : names.filter(name => name.toLowerCase().startsWith(lower))
+  return longer.length === 1 ? longer[0] : undefined
 }
 
 /**

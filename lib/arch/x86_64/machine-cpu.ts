@@ -161,8 +161,10 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   const gone = withDependents([...withheld, ...lacks])
   if (wanted.has('vmx')) for (const feature of vmx) if (!gone.has(feature)) wanted.add(feature)
   for (const flag of spec.demanded) {
+    const extension = extensionWith(flag)
     const base = basesOf(flag).find(base => !wanted.has(base))
-    if (base === undefined) continue
+    // Where the host has no such extension, that is what is told.
+    if (base === undefined || (extension && wanted.has(extension) && !offers(extension))) continue
     throw new ConfigError(
       'cpu',
       spec.text,
