@@ -185,6 +185,48 @@ describe('the dependencies', () => {
     )
   })
 
+  // The same again, not taken from the table.
+  test.each([
+    ['vmx-true-ctls', 'vmx-cr3-load-noexit vmx-cr3-store-noexit vmx-exit-nosave-debugctl vmx-entry-noload-debugctl'],
+    ['vmx-secondary-ctls', 'vmx-ept vmx-vpid vmx-apicv-xapic vmx-shadow-vmcs vmx-tsc-scaling vmx-vmfunc vmx-ple'],
+    ['vmx-intr-exit', 'vmx-apicv-vid vmx-posted-intr'],
+    ['vmx-nmi-exit', 'vmx-vnmi vmx-vnmi-pending'],
+    ['vmx-vnmi', 'vmx-vnmi-pending'],
+    ['vmx-flexpriority', 'vmx-apicv-x2apic vmx-apicv-register vmx-apicv-vid vmx-posted-intr'],
+    ['vmx-apicv-vid', 'vmx-posted-intr'],
+    ['vmx-exit-ack-intr', 'vmx-posted-intr'],
+    ['vmx-ept', 'vmx-unrestricted-guest vmx-pml vmx-eptp-switching vmx-invept vmx-eptad vmx-page-walk-4 vmx-ept-2mb'],
+    ['vmx-preemption-timer', 'vmx-exit-save-preemption-timer'],
+    ['vmx-store-lma', 'vmx-unrestricted-guest'],
+    ['vmx-eptad', 'vmx-pml'],
+    ['vmx-invept', 'vmx-invept-single-context vmx-invept-all-context'],
+    ['vmx-vpid', 'vmx-invvpid vmx-invvpid-single-addr'],
+    ['vmx-invvpid', 'vmx-invvpid-single-context vmx-invvpid-single-context-noglobals vmx-invvpid-all-context'],
+    ['vmx-vmfunc', 'vmx-eptp-switching'],
+    ['lm', 'vmx-entry-ia32e-mode vmx-exit-host-addr-space-size'],
+    ['rdtscp', 'vmx-rdtscp-exit'],
+    ['invpcid', 'vmx-invpcid-exit'],
+    ['rdrand', 'vmx-rdrand-exit'],
+    ['rdseed', 'vmx-rdseed-exit'],
+    ['xsaves', 'vmx-xsaves'],
+    ['waitpkg', 'vmx-enable-user-wait-pause'],
+    ['mpx', 'vmx-exit-clear-bndcfgs vmx-entry-load-bndcfgs'],
+    ['sgx', 'vmx-encls-exit vmx-enclv-exit'],
+    ['intel_pt', 'vmx-intel-pt vmx-exit-clear-rtit-ctl vmx-entry-load-rtit-ctl'],
+    ['fred', 'vmx-entry-load-fred vmx-nested-exception'],
+  ])('%s is the base of %s', (base, dependents) => {
+    const lost = lostBy(`host,-${base}`)
+    expect(dependents.split(' ').filter(name => !lost.has(name))).toEqual([])
+  })
+
+  test('svm’s features have bases as well', () => {
+    const left = (spec: string) => flagsOf(cpuOf(spec, amd).cpuid)
+    expect(left('host')).toEqual(expect.arrayContaining(['npt', 'avic', 'x2avic', 'v_vmsave_vmload', 'pfthreshold']))
+    const without = left('host,-npt,-pause-filter')
+    for (const flag of ['npt', 'avic', 'x2avic', 'v_vmsave_vmload', 'pfthreshold']) expect(without).not.toContain(flag)
+    expect(without).toEqual(expect.arrayContaining(['svm', 'vgif', 'nrip_save', 'lbrv']))
+  })
+
   test('a control is on or off', () => {
     for (const [control, freedom] of [
       ['vmx-cr3-load-exit', 'vmx-cr3-load-noexit'],
