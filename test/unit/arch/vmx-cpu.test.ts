@@ -123,6 +123,25 @@ describe('the MSRs', () => {
     expect(((msrs.get(0x480) ?? 0n) >> 55n) & 1n).toBe(0n)
   })
 
+  test('without true controls the reserved bits of the class must be 1 as well, whatever KVM says of them', () => {
+    const free = {
+      ...intel,
+      featureMsrs: intel.featureMsrs.map(m => (m.index === 0x48d ? { ...m, value: m.value & ~0x16n } : m)),
+    }
+    expect(msrsOf(cpuOf('host', free)).get(0x48d)! & 0xffn).toBe(0n)
+    expect(msrsOf(cpuOf('host,-vmx-true-ctls', free)).get(0x48d)! & 0xffn).toBe(0x16n)
+  })
+
+  test('a control that the host itself makes impossible is its own affair', () => {
+    const odd = {
+      ...intel,
+      featureMsrs: intel.featureMsrs.map(m =>
+        m.index === 0x48e ? { ...m, value: (m.value | 0x80n) & ~(0x80n << 32n) } : m,
+      ),
+    }
+    expect(impossibleControls(msrsOf(cpuOf('host,-vmx-pml', odd)))).toEqual(['vmx-hlt-exit'])
+  })
+
   test('bits without a name go with the MSR that they are in', () => {
     const unnamed = intel.featureMsrs.map(m => (m.index === 0x48b ? { ...m, value: m.value | (1n << 54n) } : m))
     const host = { ...intel, featureMsrs: unnamed }
