@@ -236,6 +236,8 @@ describe('the dependencies', () => {
   ])('%s is the base of %s', (base, dependents) => {
     const lost = lostBy(`host,-${base}`)
     expect(dependents.split(' ').filter(name => !lost.has(name))).toEqual([])
+    // Some go with their whole MSR, too.
+    expect([...withDependents([base])]).toEqual(expect.arrayContaining(dependents.split(' ')))
   })
 
   test('svm’s features have bases as well', () => {
