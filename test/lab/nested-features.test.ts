@@ -82,8 +82,15 @@ it.runIf(extension === 'vmx')('an MSR that KVM does not take is named, with its 
     /^KVM_SET_MSRS: EINVAL \(IA32_VMX_PROCBASED_CTLS2 \(0x48b\) is 0x\w+ and does not take 0x\w+: bit 50, vmx-enclv-exit \(bit 60\)\)$/,
   )
   // As a kernel does that makes some of it from CPUID: what was chosen is not what the vCPU has.
-  const chosen = { vmxMsrs: vmxMsrs.filter(m => m.index === 0x48b), vmxSwitched: new Set(['vmx-ept']) }
-  expect(() => giveVmxMsrs(vcpu, chosen)).not.toThrow()
+  const own = vmxMsrs.find(m => m.index === 0x48b)!
+  const chosen = {
+    vmxMsrs: [{ ...own, value: own.value & ~(2n << 32n) }, own],
+    vmxSwitched: new Set(['vmx-ept', 'vmx-vpid']),
+  }
+  expect(() => giveVmxMsrs(vcpu, chosen)).toThrow(
+    /KVM made IA32_VMX_PROCBASED_CTLS2 \(0x48b\) 0x\w+ of 0x\w+: it decides of vmx-ept itself/,
+  )
+  expect(() => giveVmxMsrs(vcpu, { ...chosen, vmxMsrs: [own] })).not.toThrow()
 })
 
 const SVM_FLAGS = 'svm npt nrip_save decodeassists v_vmsave_vmload'.split(' ')

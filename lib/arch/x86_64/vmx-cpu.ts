@@ -72,7 +72,7 @@ export function giveVmxMsrs(vcpu: Vcpu, { vmxMsrs = [], vmxSwitched }: VmxCpu): 
     }
   }
   if (!vmxSwitched) return
-  // Some kernels make some of it from CPUID, whatever was written (nested_vmx_pmu_entry_exit_ctls_update of Linux 5.18).
+  // Some kernels make some of it from CPUID, whatever was written (nested_vmx_entry_exit_ctls_update).
   for (const { index, value } of vmxMsrs) {
     const has = vcpu.getMsrs([index])[0]!.value
     const wrong = [...vmxSwitched].filter(name => told(index, has).has(name) !== told(index, value).has(name))
