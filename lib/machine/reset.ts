@@ -3,7 +3,6 @@ import { flagsOf } from '../arch/x86_64/cpuid.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { saveVcpu } from '../arch/x86_64/vcpu-state.js'
 import { saveVm } from '../arch/x86_64/vm-state.js'
-import { giveVmxMsrs, ownVmxMsrs } from '../arch/x86_64/vmx-cpu.js'
 import { checkContents, type MachineConfig } from '../config/machine-config.js'
 import { GuestError } from '../errors.js'
 import { Kvm } from '../kvm/kvm.js'
@@ -43,20 +42,18 @@ export function prepareReset(parts: Parts, config: MachineConfig): () => void {
 
 /**
  * What a VM and its vCPUs are like before they first run: taken from a VM made for it, with the vCPUs' CPUID, since this one may
- * have been restored, and most never need it.
+ * have been restored, and most never need it. The vCPUs keep the VMX capabilities that they have (`rollback`).
  */
 function powerOnProcessors(parts: Parts): Processors {
   const known = powerOns.get(parts)
   if (known) return known
   using kvm = Kvm.open()
-  const featureIndices = kvm.featureMsrIndices()
   using vm = createVm(kvm)
   const vcpus = parts.vcpus.map(own => {
     const vcpu = vm.createVcpu(own.id)
     const table = own.configuredCpuid.slice()
     vcpu.setRawCpuid(table)
     const cpuid = decodeCpuid(table)
-    giveVmxMsrs(vcpu, { vmxMsrs: ownVmxMsrs(own, cpuid, featureIndices) })
     vcpu.setMsrs(initialMsrs({ indices: parts.msrIndices, cpuid, archCapabilities: ownCapabilities(own, cpuid) }))
     return saveVcpu(vcpu, planOf(own, parts))
   })

@@ -1,6 +1,6 @@
 /** What vmx offers to a guest: the capability MSRs of its vCPUs. */
 import { ConfigError, KvmError } from '../../errors.js'
-import type { CpuidEntry, Msr } from '../../kvm/structs.js'
+import type { Msr } from '../../kvm/structs.js'
 import type { Vcpu } from '../../kvm/vcpu.js'
 import { WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
 import { VMX_FEATURE_NAMES } from '../../nested/vmx-features.js'
@@ -13,7 +13,6 @@ import {
 } from '../../nested/vmx-switch.js'
 import type { HostFeatures } from './compatibility.js'
 import type { CpuSpec } from './cpu-spec.js'
-import { flagsOf } from './cpuid.js'
 
 /** What of a machine's processor concerns vmx. */
 export interface VmxCpu {
@@ -89,14 +88,6 @@ const EINVAL = 22
 
 function told(index: number, value: bigint): ReadonlySet<string> {
   return new Set(vmxFeaturesOf(new Map([[index, value]])))
-}
-
-/**
- * The capabilities that a vCPU was given, which its guest cannot change.
- * @param indices `KVM_GET_MSR_FEATURE_INDEX_LIST`
- */
-export function ownVmxMsrs(vcpu: Vcpu, cpuid: readonly CpuidEntry[], indices: readonly number[]): readonly Msr[] {
-  return flagsOf(cpuid).includes('vmx') ? vcpu.getMsrs(WRITABLE_VMX_MSRS.filter(index => indices.includes(index))) : []
 }
 
 function place(index: number): string {
