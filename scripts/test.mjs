@@ -39,6 +39,7 @@ const weights = {
   'examples.test.ts': 90,
   'commands.test.ts': 70,
   'save-restore.test.ts': 50,
+  'nested-features.test.ts': 40,
   'l1.test.ts': 25,
   'host.test.ts': 20,
 }

@@ -10,6 +10,8 @@ interface ListedModel {
 
 interface ShownModel extends CpuFacts {
   readonly cpu: string
+  /** The flags of it that are svm's. */
+  readonly svm: readonly string[]
   readonly source?: string
   readonly archCapabilities?: readonly string[]
   /** Flags of the model that a guest has only if asked for, or that were withheld. */
@@ -39,7 +41,20 @@ function here(missing: readonly string[] | null): string {
 }
 
 export function formatModel(model: ShownModel, columns?: number): string {
-  const { cpu, vendor, family, stepping, brand, flags, source, archCapabilities = [], onRequest = [], missing } = model
+  const {
+    cpu,
+    vendor,
+    family,
+    stepping,
+    brand,
+    vmx,
+    svm,
+    source,
+    archCapabilities = [],
+    onRequest = [],
+    missing,
+  } = model
+  const flags = model.flags.filter(flag => !svm.includes(flag))
   const lines = [
     cpu,
     `  vendor    ${vendor}`,
@@ -47,6 +62,9 @@ export function formatModel(model: ShownModel, columns?: number): string {
     `  brand     ${brand || 'none'}`,
     ...(source ? [`  source    ${source}`] : []),
     ...block(`${flags.length} flags`, flags, columns),
+    ...(svm.length > 0 ? block(`svm offers ${svm.length} features`, svm, columns) : []),
+    ...(vmx && vmx.length > 0 ? block(`vmx offers ${vmx.length} features`, vmx, columns) : []),
+    ...(vmx === null ? ["  what vmx offers is up to the host's KVM, and there is none here"] : []),
     ...(onRequest.length > 0 ? block('only if asked for (those of nesting by +svm)', onRequest, columns) : []),
     ...(archCapabilities.length > 0 ? block('IA32_ARCH_CAPABILITIES', archCapabilities, columns) : []),
     ...(missing === null ? ['  no KVM here: whether this host can give it is not known'] : []),
@@ -68,7 +86,7 @@ export function formatDifference(a: string, b: string, difference: CpuDifference
 
 export function formatBaseline(
   hosts: readonly string[],
-  { model, cpu, flags, missing }: CpuBaseline,
+  { model, cpu, flags, vmx, missing }: CpuBaseline,
   columns?: number,
 ): string {
   const all = hosts.length === 1 ? hosts[0]! : `all ${hosts.length} hosts`
@@ -78,6 +96,7 @@ export function formatBaseline(
     ...(cpu !== null && cpu !== model ? [`with flags withheld, this one has more: ${cpu}`] : []),
     ...(model === null && fewest ? block(`${fewest[0]} lacks the least`, fewest[1], columns) : []),
     ...block(`${flags.length} flags in common`, flags, columns),
+    ...(vmx.length > 0 ? block(`${vmx.length} features of vmx in common`, vmx, columns) : []),
   ]
   return `${lines.join('\n')}\n`
 }

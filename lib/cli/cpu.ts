@@ -10,6 +10,7 @@ import {
   cpuHost,
   diffCpus,
   dumpCpu,
+  extensionWith,
   factsOfHost,
   factsOfModel,
   Kvm,
@@ -32,7 +33,8 @@ export function cpuCommand(): Command {
     .addHelpText(
       'after',
       `
-A model is given to a machine with \`nested-kvm run --cpu MODEL[,+flag][,-flag][,setting]\`.
+A model is given to a machine with \`nested-kvm run --cpu MODEL[,+flag][,-flag][,setting]\`. What vmx and svm offer to the guest's own
+hypervisor is switched like flags (host,-vmx-ept; EPYC,+svm,-npt): \`cpu show host\` lists it.
 
 Examples:
   nested-kvm cpu list
@@ -70,11 +72,14 @@ function listCommand(): Command {
 function showCommand(): Command {
   return new Command('show')
     .description('say what a model has, and what of it this host lacks')
-    .argument('<model>', 'a model, with flags if need be: Haswell, EPYC,+svm')
+    .argument('<model>', 'a model, with flags if need be: Haswell, EPYC,+svm, host,-vmx-ept')
     .option('--json', 'print one line of JSON')
     .addHelpText(
       'after',
       `
+Told apart are the flags, and what vmx (by QEMU's names) or svm offers to a hypervisor in the guest. Of vmx a model says nothing itself: a
+guest has what this host's KVM offers.
+
 Exit code: 0, or 2 where there is no such model or flag.
 
 Examples:
@@ -84,11 +89,12 @@ Examples:
     .action((text: string, _flags: JsonFlag, command: Command) => {
       const spec = parseCpuSpec(text)
       const host = spec.model === 'host' ? hostHere() : hostIfAny()
-      const facts = spec.model === 'host' ? factsOfHost(host!, spec) : factsOfModel(spec)
+      const facts = spec.model === 'host' ? factsOfHost(host!, spec) : factsOfModel(spec, host)
       const more = spec.model === 'host' ? {} : aboutModel(spec.model, facts)
-      const { vendor, family, model, stepping, brand, flags } = facts
+      const { vendor, family, model, stepping, brand, flags, vmx } = facts
+      const svm = flags.filter(flag => extensionWith(flag) === 'svm')
       const missing = host ? missingOf(host, spec) : null
-      const shown = { cpu: text, vendor, family, model, stepping, brand, flags, ...more, missing }
+      const shown = { cpu: text, vendor, family, model, stepping, brand, flags, vmx, svm, ...more, missing }
       if (wantsJson(command)) printJson({ ok: true, ...shown })
       else process.stdout.write(formatModel(shown, process.stdout.columns))
       process.exitCode = exitCode.ok

@@ -5,6 +5,7 @@ import * as layout from '../arch/x86_64/layout.js'
 import { lackingMessage, machineCpu } from '../arch/x86_64/machine-cpu.js'
 import { initialMsrs } from '../arch/x86_64/msrs.js'
 import { vcpuCpuid } from '../arch/x86_64/topology.js'
+import { giveVmxMsrs } from '../arch/x86_64/vmx-cpu.js'
 import type { MachineConfig } from '../config/machine-config.js'
 import { ConfigError } from '../errors.js'
 import { type CapabilityName, cap } from '../kvm/capabilities.js'
@@ -64,8 +65,8 @@ export function buildMachine(
   // First what needs no VM: a wrong flag is told before anything is made.
   const spec = parseCpuSpec(config.cpu)
   const host = cpuHost(kvm)
-  const { featureMsrs } = host
-  const { cpuid, archCapabilities, missing } = machineCpu(host, spec, host)
+  const cpu = machineCpu(host, spec, host)
+  const { cpuid, archCapabilities, missing } = cpu
   const ranges = machineRanges(config).map(range => ({
     ...range,
     backing: 'memfd' as const,
@@ -77,7 +78,8 @@ export function buildMachine(
     for (const vcpu of vcpus) {
       const entries = vcpuCpuid(cpuid, vcpu.id, config.vcpus)
       vcpu.setCpuid(entries)
-      vcpu.setMsrs(initialMsrs({ indices: msrIndices, featureMsrs, cpuid: entries, archCapabilities }))
+      giveVmxMsrs(vcpu, cpu)
+      vcpu.setMsrs(initialMsrs({ indices: msrIndices, cpuid: entries, archCapabilities }))
     }
     bootMachine(parts, config)
   }

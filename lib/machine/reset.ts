@@ -42,22 +42,19 @@ export function prepareReset(parts: Parts, config: MachineConfig): () => void {
 
 /**
  * What a VM and its vCPUs are like before they first run: taken from a VM made for it, with the vCPUs' CPUID, since this one may
- * have been restored, and most never need it.
+ * have been restored, and most never need it. The vCPUs keep the VMX capabilities that they have (`rollback`).
  */
 function powerOnProcessors(parts: Parts): Processors {
   const known = powerOns.get(parts)
   if (known) return known
   using kvm = Kvm.open()
-  const featureMsrs = kvm.getFeatureMsrs(kvm.featureMsrIndices())
   using vm = createVm(kvm)
   const vcpus = parts.vcpus.map(own => {
     const vcpu = vm.createVcpu(own.id)
     const table = own.configuredCpuid.slice()
     vcpu.setRawCpuid(table)
     const cpuid = decodeCpuid(table)
-    vcpu.setMsrs(
-      initialMsrs({ indices: parts.msrIndices, featureMsrs, cpuid, archCapabilities: ownCapabilities(own, cpuid) }),
-    )
+    vcpu.setMsrs(initialMsrs({ indices: parts.msrIndices, cpuid, archCapabilities: ownCapabilities(own, cpuid) }))
     return saveVcpu(vcpu, planOf(own, parts))
   })
   const processors = { vm: saveVm(vm), vcpus }

@@ -9,6 +9,11 @@ export interface VmxFeatureWord {
   /** Capabilities of controls have what may be 1 in their high half; the others are plain bits. */
   readonly kind: 'control' | 'bits'
   readonly names: ReadonlyMap<number, string>
+  /**
+   * Names of "this control may be 0 as well", by its bit: of the controls that were always 1 once, the default1 class (Intel SDM vol. 3,
+   * A.2). All others with a name may be 0 on any processor.
+   */
+  readonly optional: ReadonlyMap<number, string>
 }
 
 export const VMX_FEATURES: readonly VmxFeatureWord[] = [
@@ -24,6 +29,7 @@ export const VMX_FEATURES: readonly VmxFeatureWord[] = [
     '2:vintr-pending 3:tsc-offset 7:hlt-exit 9:invlpg-exit 10:mwait-exit 11:rdpmc-exit 12:rdtsc-exit 15:cr3-load-exit ' +
       '16:cr3-store-exit 17:tertiary-ctls 19:cr8-load-exit 20:cr8-store-exit 21:flexpriority 22:vnmi-pending 23:movdr-exit ' +
       '24:io-exit 25:io-bitmap 27:mtf 28:msr-bitmap 29:monitor-exit 30:pause-exit 31:secondary-ctls',
+    '15:cr3-load-noexit 16:cr3-store-noexit',
   ),
   word(
     VMX_MSRS.IA32_VMX_PROCBASED_CTLS2,
@@ -39,12 +45,14 @@ export const VMX_FEATURES: readonly VmxFeatureWord[] = [
     '2:exit-save-debugctl 9:exit-host-addr-space-size 12:exit-load-perf-global-ctrl 15:exit-ack-intr 18:exit-save-pat ' +
       '19:exit-load-pat 20:exit-save-efer 21:exit-load-efer 22:exit-save-preemption-timer 23:exit-clear-bndcfgs ' +
       '25:exit-clear-rtit-ctl 28:exit-load-cet-ctl 29:exit-load-pkrs 31:exit-secondary-ctls',
+    '2:exit-nosave-debugctl',
   ),
   word(
     VMX_MSRS.IA32_VMX_TRUE_ENTRY_CTLS,
     'control',
     '2:entry-load-debugctl 9:entry-ia32e-mode 13:entry-load-perf-global-ctrl 14:entry-load-pat 15:entry-load-efer ' +
       '16:entry-load-bndcfgs 18:entry-load-rtit-ctl 20:entry-load-cet-ctl 22:entry-load-pkrs 23:entry-load-fred',
+    '2:entry-noload-debugctl',
   ),
   word(
     VMX_MSRS.IA32_VMX_MISC,
@@ -62,10 +70,21 @@ export const VMX_FEATURES: readonly VmxFeatureWord[] = [
   word(VMX_MSRS.IA32_VMX_VMFUNC, 'bits', '0:eptp-switching'),
 ]
 
-function word(msr: number, kind: 'control' | 'bits', names: string): VmxFeatureWord {
-  const pairs = names.split(' ').map(pair => {
-    const [bit, name] = pair.split(':') as [string, string]
-    return [Number(bit), `vmx-${name}`] as const
-  })
-  return { msr, kind, names: new Map(pairs) }
+/** All of the names. */
+export const VMX_FEATURE_NAMES: ReadonlySet<string> = new Set(
+  VMX_FEATURES.flatMap(({ names, optional }) => [...names.values(), ...optional.values()]),
+)
+
+function word(msr: number, kind: 'control' | 'bits', names: string, optional = ''): VmxFeatureWord {
+  return { msr, kind, names: bitNames(names), optional: bitNames(optional) }
+}
+
+function bitNames(text: string): ReadonlyMap<number, string> {
+  const pairs = text.split(' ').filter(pair => pair !== '')
+  return new Map(
+    pairs.map(pair => {
+      const [bit, name] = pair.split(':') as [string, string]
+      return [Number(bit), `vmx-${name}`] as const
+    }),
+  )
 }

@@ -17,19 +17,11 @@ export function missingVmxFeatures(saved: Msrs, host: Msrs): string[] {
   ]
 }
 
-/** Where a control may be 0 for L1 but must be 1 on the host, QEMU has names for four of them. */
-const optional: Readonly<Record<string, string>> = {
-  'vmx-cr3-load-exit': 'vmx-cr3-load-noexit',
-  'vmx-cr3-store-exit': 'vmx-cr3-store-noexit',
-  'vmx-exit-save-debugctl': 'vmx-exit-nosave-debugctl',
-  'vmx-entry-load-debugctl': 'vmx-entry-noload-debugctl',
-}
-
-function missingOfWord({ msr, kind, names }: VmxFeatureWord, saved: bigint, host: bigint): string[] {
+function missingOfWord({ msr, kind, names, optional }: VmxFeatureWord, saved: bigint, host: bigint): string[] {
   const nameOf = (bit: number) => names.get(bit) ?? `msr-${msr.toString(16)}-bit-${kind === 'control' ? bit + 32 : bit}`
   if (kind === 'control') {
     const allowed = bitsOf((saved >> 32n) & ~(host >> 32n)).map(nameOf)
-    const forced = bitsOf(host & ~saved & 0xffff_ffffn).map(bit => optional[nameOf(bit)] ?? `${nameOf(bit)}-optional`)
+    const forced = bitsOf(host & ~saved & 0xffff_ffffn).map(bit => optional.get(bit) ?? `${nameOf(bit)}-optional`)
     return [...allowed, ...forced]
   }
   return bitsOf(saved & ~host & ~numeric(msr)).map(nameOf)

@@ -1,3 +1,6 @@
+import { cpuHost } from '../../lib/arch/x86_64/cpu-host.js'
+import { parseCpuSpec } from '../../lib/arch/x86_64/cpu-spec.js'
+import { machineCpu } from '../../lib/arch/x86_64/machine-cpu.js'
 import {
   type Blobs,
   restoreVcpu,
@@ -7,6 +10,7 @@ import {
   vcpuPlan,
 } from '../../lib/arch/x86_64/vcpu-state.js'
 import { restoreClock, restoreVm, saveVm } from '../../lib/arch/x86_64/vm-state.js'
+import { giveVmxMsrs } from '../../lib/arch/x86_64/vmx-cpu.js'
 import { cap } from '../../lib/kvm/capabilities.js'
 import type { VcpuExit } from '../../lib/kvm/exit.js'
 import type { GuestRegion } from '../../lib/kvm/guest-region.js'
@@ -51,7 +55,8 @@ export class L1Run {
   #thread: VcpuThread | undefined
   #failure: Error | undefined
 
-  constructor(options: L1Options) {
+  /** `cpu`: which processor L1 has; by default all that KVM supports. */
+  constructor(options: L1Options, cpu?: string) {
     this.options = options
     this.kvm = Kvm.open()
     if (!standby) {
@@ -59,11 +64,14 @@ export class L1Run {
       standby.createIrqchip()
       standby.createVcpu(0)
     }
-    const cpuid = this.kvm.supportedCpuid()
+    const { cpuid, ...own } = cpu
+      ? machineCpu(cpuHost(this.kvm), parseCpuSpec(cpu))
+      : { cpuid: this.kvm.supportedCpuid() }
     this.extension = hostExtension()
     this.#createVm()
     this.vm.enableCap(cap.EXCEPTION_PAYLOAD, 1n)
     this.vcpu.setCpuid(cpuid)
+    giveVmxMsrs(this.vcpu, own)
     this.#plan = vcpuPlan(this.vcpu, this.kvm.msrIndices())
     loadL1(this.ram.bytes, this.extension, options, hasAvx())
     enterMode(this.vcpu, this.ram.bytes, 'long', { rip: BigInt(L1_ORIGIN) })

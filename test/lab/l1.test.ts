@@ -4,6 +4,8 @@ import { ensureAssets } from '../../lib/lab/assets.js'
 import { Machine } from '../../lib/machine/machine.js'
 import type { GuestReset } from '../../lib/machine/machine-events.js'
 import { decodeNestedState } from '../../lib/nested/state.js'
+import { WRITABLE_VMX_MSRS } from '../../lib/nested/vmx-capabilities.js'
+import { vmxFeaturesOf } from '../../lib/nested/vmx-switch.js'
 import { elfKernel } from '../guests/elf.js'
 import { loadL1 } from '../guests/l1.js'
 import { L1_MEMORY, L1_ORIGIN } from '../guests/l1-layout.js'
@@ -25,9 +27,14 @@ it('a stock kernel boots, sees the extension, talks on its console and powers of
 })
 
 it('an extension that is withheld is not there', { timeout: 300_000 }, async () => {
-  await using machine = await linuxMachine(`${flag}\npoweroff -f`, { cpu: 'host,-svm,-vmx' })
+  const name = hostExtension() === 'svm' ? 'kvm_amd' : 'kvm_intel'
+  const script = `${flag}\necho "loaded=$(grep -c ^${name} /proc/modules)."\npoweroff -f`
+  await using machine = await linuxMachine(script, { cpu: 'host,-svm,-vmx', modules: [name] })
   await machine.start()
+  // Its KVM refuses to load.
+  await machine.console.expect(`insmod: can't insert '/modules/${name}.ko': Operation not supported`, BOOT)
   expect((await machine.console.expect(/flag=(\w*)\./, BOOT)).groups[0]).toBe('')
+  expect((await machine.console.expect(/loaded=(\d)\./, BOOT)).groups[0]).toBe('0')
   expect(await machine.wait()).toEqual({ reason: 'shutdown' })
 })
 
@@ -80,8 +87,13 @@ it('an expectation of a machine that ends is told so', { timeout: 300_000 }, asy
 
 it('a machine is reset while L2 runs, and L1 and L2 come up in it again', { timeout: 300_000 }, async () => {
   const options = { rounds: 2 ** 30, period: 2 ** 30, nestedPaging: true, interrupt: 'none' } as const
-  await using machine = await Machine.create({ kernel: elfKernel('hlt'), memory: '64M' })
+  const isVmx = hostExtension() === 'vmx'
+  const created = { kernel: elfKernel('hlt'), memory: '64M', cpu: isVmx ? 'host,-vmx-pml' : 'host,-vgif' } as const
+  await using machine = await Machine.create(created)
   const [vcpu] = machine.vcpus
+  const capabilities = () => (isVmx ? vcpu!.getMsrs(WRITABLE_VMX_MSRS) : [])
+  const offered = capabilities()
+  expect(vmxFeaturesOf(new Map(offered.map(({ index, value }) => [index, value])))).not.toContain('vmx-pml')
   const load = () => {
     loadL1(machine.memory.view(0, L1_MEMORY), hostExtension(), options, false)
     enterMode(vcpu!, machine.memory.view(0, L1_MEMORY), 'long', { rip: BigInt(L1_ORIGIN) })
@@ -97,7 +109,7 @@ it('a machine is reset while L2 runs, and L1 and L2 come up in it again', { time
   }
   load()
   await machine.start()
-  const fresh = await Machine.create({ kernel: elfKernel('hlt'), memory: '64M' })
+  const fresh = await Machine.create(created)
   const { cr0, cr4, efer } = fresh.vcpus[0]!.getSregs()
   const idle = fresh.vcpus[0]!.getNestedState()
   await fresh.stop()
@@ -105,6 +117,7 @@ it('a machine is reset while L2 runs, and L1 and L2 come up in it again', { time
     await inL2()
     await machine.reset()
     expect(vcpu!.getNestedState()).toEqual(idle)
+    expect(capabilities()).toEqual(offered)
     expect(vcpu!.getSregs()).toMatchObject({ cr0, cr4, efer })
     load()
     await machine.resume()

@@ -1,12 +1,13 @@
 /** CPU models and hosts held against each other. */
 import { ConfigError } from '../../errors.js'
+import { vmxFeaturesOf } from '../../nested/vmx-switch.js'
 import { CPU_FLAGS } from './cpu-flags.js'
 import type { CpuHost } from './cpu-host.js'
 import type { CpuModel } from './cpu-models/cpu-model.js'
 import { CPU_MODELS } from './cpu-models/models.js'
 import { type CpuSpec, parseCpuSpec } from './cpu-spec.js'
 import { flagsOf, vendorOf } from './cpuid.js'
-import { ADDED_FLAGS, MODEL_PHYS_BITS, machineCpu, modelFlags, physBitsOf } from './machine-cpu.js'
+import { ADDED_FLAGS, type MachineCpu, MODEL_PHYS_BITS, machineCpu, modelFlags, physBitsOf } from './machine-cpu.js'
 
 /** What tells one CPU from another. */
 export interface CpuFacts {
@@ -16,10 +17,12 @@ export interface CpuFacts {
   readonly stepping: number
   readonly brand: string
   readonly flags: readonly string[]
+  /** What vmx offers to the guest (`vmx-ept`): nothing without vmx; null where that is a host's, and there is none. */
+  readonly vmx: readonly string[] | null
 }
 
 export interface CpuDifference {
-  /** Flags that only the one has. */
+  /** Flags that only the one has, and what only its vmx offers. */
   readonly onlyA: readonly string[]
   readonly onlyB: readonly string[]
   /** What else differs: `family`, `brand`, ... */
@@ -36,27 +39,46 @@ export interface CpuBaseline {
   readonly cpu: string | null
   /** The flags that all of the hosts offer. */
   readonly flags: readonly string[]
+  /** What the vmx of all of the hosts offers. */
+  readonly vmx: readonly string[]
   /** What keeps each of the other models: the names of what some host lacks. */
   readonly missing: Readonly<Record<string, readonly string[]>>
 }
 
 /** What `spec` asks for and the host cannot give: none where a machine with it can run there. */
 export function missingOf(host: CpuHost, spec: CpuSpec): readonly string[] {
-  const { tscDeadlineTimer } = host
-  return machineCpu(host, { ...spec, missing: 'check' }, { tscDeadlineTimer }).missing
+  return cpuOf(host, spec).missing
 }
 
-/** What a guest gets of a model where the host can give it all; besides, KVM's own features. */
-export function factsOfModel(spec: CpuSpec): CpuFacts {
+function cpuOf(host: CpuHost, spec: CpuSpec): MachineCpu {
+  const { tscDeadlineTimer } = host
+  return machineCpu(host, { ...spec, missing: 'check' }, { tscDeadlineTimer })
+}
+
+function offeredVmx({ vmxMsrs = [] }: MachineCpu): string[] {
+  return vmxFeaturesOf(new Map(vmxMsrs.map(({ index, value }) => [index, value])))
+}
+
+/**
+ * What a guest gets of a model where the host can give it all; besides, KVM's own features.
+ * @param host whose vmx a guest would have
+ */
+export function factsOfModel(spec: CpuSpec, host?: CpuHost): CpuFacts {
   const { model, brand } = spec
   if (model === 'host') throw new ConfigError('cpu', 'host', 'what it is depends on the host', 'name a model')
   const flags = modelFlags(model, spec)
-  return { ...model, brand: brand ?? model.brand, flags: [...CPU_FLAGS.keys()].filter(flag => flags.has(flag)) }
+  return {
+    ...model,
+    brand: brand ?? model.brand,
+    flags: [...CPU_FLAGS.keys()].filter(flag => flags.has(flag)),
+    vmx: flags.has('vmx') ? (host ? offeredVmx(cpuOf(host, spec)) : null) : [],
+  }
 }
 
 /** A host: what `host` gives there. */
 export function factsOfHost(host: CpuHost, spec: CpuSpec = parseCpuSpec('host')): CpuFacts {
-  const { cpuid } = machineCpu(host, { ...spec, missing: 'check' }, { tscDeadlineTimer: host.tscDeadlineTimer })
+  const cpu = cpuOf(host, spec)
+  const { cpuid } = cpu
   const signature = cpuid.find(entry => entry.function === 1)?.eax ?? 0
   const base = (signature >>> 8) & 0xf
   const words = [2, 3, 4].flatMap(i => {
@@ -70,14 +92,18 @@ export function factsOfHost(host: CpuHost, spec: CpuSpec = parseCpuSpec('host'))
     stepping: signature & 0xf,
     brand: Buffer.from(Uint32Array.from(words).buffer).toString('latin1').replace(/\0.*$/s, '').trim(),
     flags: flagsOf(cpuid),
+    vmx: offeredVmx(cpu),
   }
 }
 
 export function diffCpus(a: CpuFacts, b: CpuFacts): CpuDifference {
   const fields = ['vendor', 'family', 'model', 'stepping', 'brand'] as const
+  const known = a.vmx !== null && b.vmx !== null
+  const all = ({ flags, vmx }: CpuFacts) => [...flags, ...((known && vmx) || [])]
+  const [ofA, ofB] = [all(a), all(b)]
   return {
-    onlyA: a.flags.filter(flag => !b.flags.includes(flag)),
-    onlyB: b.flags.filter(flag => !a.flags.includes(flag)),
+    onlyA: ofA.filter(flag => !ofB.includes(flag)),
+    onlyB: ofB.filter(flag => !ofA.includes(flag)),
     fields: fields.filter(field => a[field] !== b[field]).map(field => ({ field, a: a[field], b: b[field] })),
   }
 }
@@ -89,7 +115,8 @@ export function diffCpus(a: CpuFacts, b: CpuFacts): CpuDifference {
 export function cpuBaseline(hosts: readonly CpuHost[]): CpuBaseline {
   const [first, ...others] = hosts
   if (!first) throw new ConfigError('hosts', 0, 'there is no host to find a CPU for', 'give at least one')
-  const offered = others.map(host => new Set(factsOfHost(host).flags))
+  const offered = others.map(host => factsOfHost(host))
+  const own = factsOfHost(first)
   const missing = new Map(
     CPU_MODELS.map(model => {
       const spec = parseCpuSpec(model.name)
@@ -109,7 +136,8 @@ export function cpuBaseline(hosts: readonly CpuHost[]): CpuBaseline {
   return {
     model: runnable.sort((a, b) => sizeOf(a) - sizeOf(b)).at(-1)?.name ?? null,
     cpu: cut[0]?.cpu ?? null,
-    flags: factsOfHost(first).flags.filter(flag => offered.every(flags => flags.has(flag))),
+    flags: own.flags.filter(flag => offered.every(({ flags }) => flags.includes(flag))),
+    vmx: (own.vmx ?? []).filter(name => offered.every(({ vmx }) => vmx?.includes(name))),
     missing: Object.fromEntries(
       [...missing].filter(([, lost]) => lost.length > 0).map(([model, lost]) => [model.name, lost]),
     ),

@@ -1,3 +1,5 @@
+import { VMX_DEPENDENCIES } from '../../nested/vmx-dependents.js'
+
 /** The four registers that CPUID answers in. */
 export type CpuidRegister = 'eax' | 'ebx' | 'ecx' | 'edx'
 
@@ -128,9 +130,9 @@ export const CPU_FLAGS: ReadonlyMap<string, readonly FlagLocation[]> = table([
 
 /**
  * Flags that mean nothing without another one, and go with it when it is withheld (Intel SDM vol. 1, chapters 13 to 15; Linux
- * has the same list in arch/x86/kernel/cpu/cpuid-deps.c).
+ * has the same list in arch/x86/kernel/cpu/cpuid-deps.c), and VMX capabilities, which are no flags of CPUID (`VMX_DEPENDENCIES`).
  */
-export const CPU_FLAG_DEPENDENTS: ReadonlyMap<string, readonly string[]> = new Map([
+export const CPU_FLAG_DEPENDENTS: ReadonlyMap<string, readonly string[]> = merged([
   ['fxsr', ['sse', 'fxsr_opt']],
   ['sse', ['sse2']],
   ['sse2', ['pni', 'aes', 'pclmulqdq', 'sha_ni', 'gfni']],
@@ -147,8 +149,20 @@ export const CPU_FLAG_DEPENDENTS: ReadonlyMap<string, readonly string[]> = new M
   ['xfd', ['amx_tile']],
   ['amx_tile', ['amx_bf16', 'amx_int8']],
   ['svm', ['skinit', ...flagsOfLeaf(0x8000000a)]],
+  // Linux, arch/x86/kvm/svm: svm_hardware_setup, avic_hardware_setup
+  ['npt', ['v_vmsave_vmload', 'avic']],
+  ['avic', ['x2avic']],
+  ['pausefilter', ['pfthreshold']],
   ['pku', ['ospke']],
+  ...VMX_DEPENDENCIES.map(({ base, dependents }) => [base, dependents] as const),
 ])
+
+/** A base may stand in several rows. */
+function merged(rows: readonly (readonly [string, readonly string[]])[]): ReadonlyMap<string, readonly string[]> {
+  const all = new Map<string, readonly string[]>()
+  for (const [base, dependents] of rows) all.set(base, [...new Set([...(all.get(base) ?? []), ...dependents])])
+  return all
+}
 
 /** The flag names that live in one leaf. */
 function flagsOfLeaf(leaf: number): string[] {

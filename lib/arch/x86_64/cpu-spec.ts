@@ -1,14 +1,16 @@
 import { ConfigError } from '../../errors.js'
-import { CPU_FLAGS } from './cpu-flags.js'
+import { VMX_FEATURE_NAMES } from '../../nested/vmx-features.js'
+import { CPU_FLAG_DEPENDENTS, CPU_FLAGS } from './cpu-flags.js'
 import type { CpuModel } from './cpu-models/cpu-model.js'
 import { CPU_MODELS, findCpuModel } from './cpu-models/models.js'
-import { flagNamed, nearestName } from './cpu-names.js'
+import { FEATURE_NAMES, featureNamed, nearestName } from './cpu-names.js'
 
 /** Which CPU the guest is to have: the host's or a model's, with flags demanded and flags withheld. */
 export interface CpuSpec {
   /** As the user wrote it, for messages. */
   readonly text: string
   readonly model: 'host' | CpuModel
+  /** Flags, and VMX capabilities (`vmx-ept`). */
   readonly demanded: readonly string[]
   readonly withheld: readonly string[]
   /** Whether what this host cannot give is an error (`enforce`), or is left out with a warning (`check`). */
@@ -22,7 +24,8 @@ export interface CpuSpec {
 /**
  * Reads a CPU specification: a model, then flags and settings: `host`, `host,+vmx,-avx512f`, `EPYC,+svm,check`, `kvm64,phys-bits=42`. Flags
  * have the names of Linux's /proc/cpuinfo, or QEMU's. `+` demands a flag, `-` withholds it with all that depends on it; `flag=on` and
- * `flag=off` are the same. Settings: `enforce` (what the host lacks is an error; the default), `check` (it is a warning), `phys-bits`,
+ * `flag=off` are the same. What vmx offers to the guest is switched like flags, by QEMU's names: `-vmx-ept`, `vmx-vpid=off`; what svm
+ * offers are flags: `-npt`, `nrip-save=off`. Settings: `enforce` (what the host lacks is an error; the default), `check` (it is a warning), `phys-bits`,
  * `model-id`.
  *
  * @throws {ConfigError} `cpu`: an unknown model, flag or setting, a bad value, or what contradicts itself
@@ -66,26 +69,43 @@ export const VENDOR_FLAGS: ReadonlyMap<string, 'GenuineIntel' | 'AuthenticAMD'> 
   ...[...CPU_FLAGS]
     .filter(([, places]) => places.every(({ leaf }) => leaf === 0x8000000a || leaf > 0x80000008))
     .map(([flag]) => [flag, 'AuthenticAMD'] as const),
+  ...[...VMX_FEATURE_NAMES].map(name => [name, 'GenuineIntel'] as const),
 ])
+
+/** The extension that a feature is one of; undefined: it is of none. */
+export function extensionWith(feature: string): 'vmx' | 'svm' | undefined {
+  if (VMX_FEATURE_NAMES.has(feature)) return 'vmx'
+  return CPU_FLAG_DEPENDENTS.get('svm')!.includes(feature) ? 'svm' : undefined
+}
 
 function names(text: string): string[] {
   return text.split(' ')
 }
 
-function checkVendor({ text, model, demanded }: Pick<CpuSpec, 'text' | 'model' | 'demanded'>): void {
+function checkVendor({ text, model, demanded, withheld }: Pick<CpuSpec, 'text' | 'model' | 'demanded' | 'withheld'>) {
   if (model === 'host' || model.vendor === 'generic') return
-  for (const flag of demanded) {
+  // Whoever withholds a part of the other extension means this one's.
+  const parts = withheld.filter(flag => extensionWith(flag) !== undefined)
+  for (const flag of [...demanded, ...parts]) {
     const vendor: string = VENDOR_FLAGS.get(flag) ?? model.vendor
     if (vendor === model.vendor) continue
-    const twin = ({ vmx: 'svm', svm: 'vmx' } as Readonly<Record<string, string>>)[flag]
-    throw new ConfigError(
-      'cpu',
-      text,
-      `${model.name} is a model of ${model.vendor}, and ${flag} is only on processors of ${vendor}`,
-      twin ? `ask for +${twin}` : `leave out +${flag}`,
-    )
+    const problem = `${model.name} is a model of ${model.vendor}, and ${flag} is only on processors of ${vendor}`
+    const twin = TWINS.get(flag)
+    const own = demanded.includes(flag) ? `+${flag}` : `-${flag}`
+    throw new ConfigError('cpu', text, problem, twin ? `ask for ${own[0]}${twin}` : `leave out ${own}`)
   }
 }
+
+/** What the other maker has for it. */
+const TWINS: ReadonlyMap<string, string> = new Map(
+  [
+    ['vmx', 'svm'],
+    ['vmx-ept', 'npt'],
+  ].flatMap(([intel, amd]) => [
+    [intel!, amd!],
+    [amd!, intel!],
+  ]),
+)
 
 function noModel(text: string, name: string): ConfigError {
   const known = ['host', ...CPU_MODELS.map(model => model.name)]
@@ -103,7 +123,7 @@ function settingOf(text: string, item: string): [Setting, string] | undefined {
   const [, key = '', value = 'on'] = /^([^=]*)(?:=(.*))?$/s.exec(item) ?? []
   const setting = SETTINGS.find(name => name === key)
   if (setting) return [setting, value]
-  if (!item.includes('=') || flagNamed(key)) return undefined
+  if (!item.includes('=') || featureNamed(key)) return undefined
   const near = nearestName(key, SETTINGS)
   const known = `the settings are ${SETTINGS.join(', ')}; flags are written +flag or -flag`
   const problem = `there is no setting ${JSON.stringify(key.slice(0, 64))}`
@@ -128,10 +148,13 @@ function flagOf(text: string, item: string): [flag: string, wanted: boolean] {
     throw new ConfigError('cpu', text, `${plain} is a flag, and cannot be ${JSON.stringify(value)}`, 'give on or off')
   }
   const name = sign ? signed : plain
-  const flag = flagNamed(name)
+  const flag = featureNamed(name)
   if (flag) return [flag, sign === '+' || value === 'on']
-  const near = nearestName(name, CPU_FLAGS.keys())
-  const known = 'the flags have the names that /proc/cpuinfo shows'
+  const near = nearestName(name, FEATURE_NAMES)
+  const vmx = /^vmx[-_]/i.test(name)
+  const known = vmx
+    ? 'what vmx offers has the names of QEMU, as `nested-kvm cpu show host` lists them'
+    : 'the flags have the names that /proc/cpuinfo shows'
   const problem = `there is no CPU flag ${JSON.stringify(name.slice(0, 64))}`
   throw new ConfigError('cpu', text, problem, near ? `did you mean ${near}? ${known}` : known)
 }

@@ -1,10 +1,12 @@
 import { ConfigError } from '../../errors.js'
-import type { CpuidEntry } from '../../kvm/structs.js'
+import type { CpuidEntry, Msr } from '../../kvm/structs.js'
+import { VMX_FEATURE_NAMES } from '../../nested/vmx-features.js'
+import { vmxFeaturesOf } from '../../nested/vmx-switch.js'
 import { ARCH_CAPABILITIES, archCapabilities } from './arch-capabilities.js'
 import type { HostFeatures } from './compatibility.js'
 import { CPU_FLAG_DEPENDENTS, CPU_FLAGS } from './cpu-flags.js'
 import type { CpuModel } from './cpu-models/cpu-model.js'
-import type { CpuSpec } from './cpu-spec.js'
+import { type CpuSpec, extensionWith } from './cpu-spec.js'
 import {
   type CpuidDraft,
   clearFlag,
@@ -22,6 +24,7 @@ import {
   XSAVE_COMPONENTS,
 } from './cpuid.js'
 import { modelCpuid } from './model-cpuid.js'
+import { vmxCpu } from './vmx-cpu.js'
 
 /** What the platform adds to what `KVM_GET_SUPPORTED_CPUID` reports. */
 export interface CpuidOptions {
@@ -38,6 +41,10 @@ export interface MachineCpu {
   readonly cpuid: CpuidEntry[]
   /** IA32_ARCH_CAPABILITIES where a model says what it is; otherwise it is KVM's. */
   readonly archCapabilities?: bigint
+  /** The VMX capability MSRs that a vCPU is given, in that order; left out where the guest has no vmx. */
+  readonly vmxMsrs?: readonly Msr[]
+  /** What of vmx the specification switches, with what depends on it: KVM must have taken that. */
+  readonly vmxSwitched?: ReadonlySet<string>
   /** What was asked for and cannot be had here: flags, `phys-bits-46`, `vendor-AuthenticAMD`, `mds-no`. Empty with `enforce`. */
   readonly missing: readonly string[]
 }
@@ -52,7 +59,10 @@ export function machineCpu(host: HostFeatures, spec: CpuSpec, options: CpuidOpti
   setFlag(offered, 'hypervisor')
   if (options.tscDeadlineTimer) setFlag(offered, 'tsc_deadline_timer')
   withholdStateless(offered)
-  const cpu = spec.model === 'host' ? hostCpu(offered, spec) : modelCpu({ ...host, cpuid: offered }, spec, spec.model)
+  const cpu =
+    spec.model === 'host'
+      ? hostCpu({ ...host, cpuid: offered }, spec, offered)
+      : modelCpu({ ...host, cpuid: offered }, spec, spec.model)
   if (spec.missing === 'enforce' && cpu.missing.length > 0) throw lacking(cpu.missing, spec, offered)
   return cpu
 }
@@ -63,8 +73,8 @@ export function lackingMessage({ model }: CpuSpec, missing: readonly string[]): 
   return `KVM on this host does not offer ${missing.join(', ')}${which}: the guest goes without`
 }
 
-function hostCpu(entries: CpuidDraft[], spec: CpuSpec): MachineCpu {
-  const offered = new Set(flagsOf(entries))
+function hostCpu(host: HostFeatures, spec: CpuSpec, entries: CpuidDraft[]): MachineCpu {
+  const offered = new Set([...flagsOf(entries), ...offeredByVmx(host)])
   const missing = spec.demanded.filter(flag => !offered.has(flag))
   const withheld = withDependents(spec.withheld)
   demandNothingOf(withheld, spec)
@@ -74,7 +84,17 @@ function hostCpu(entries: CpuidDraft[], spec: CpuSpec): MachineCpu {
   const bases = [...CPU_FLAG_DEPENDENTS.keys(), ...TIED_TO_LEAVES].filter(flag => !left.has(flag))
   for (const flag of withDependents(bases)) clearFlag(entries, flag)
   sizeXsaveArea(entries)
-  return { cpuid: entries, missing: [...missing, ...setWidths(entries, spec.physBits)] }
+  return {
+    cpuid: entries,
+    ...(left.has('vmx') && vmxCpu(host, spec, withheld)),
+    missing: [...missing, ...setWidths(entries, spec.physBits)],
+  }
+}
+
+/** The VMX capabilities that a guest can have here: none without vmx. */
+function offeredByVmx({ cpuid, featureMsrs }: HostFeatures): string[] {
+  if (!flagsOf(cpuid).includes('vmx')) return []
+  return vmxFeaturesOf(new Map(featureMsrs.map(({ index, value }) => [index, value])))
 }
 
 /**
@@ -129,14 +149,22 @@ export function modelFlags(
 function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCpu {
   const vendor = vendorOf(host.cpuid)
   const amd = isAmdVendor(vendor)
-  const offers = (flag: string) => placesOf(flag, amd).every(at => isSet(host.cpuid, at))
+  const vmx = new Set(offeredByVmx(host))
+  const offers = (flag: string) =>
+    VMX_FEATURE_NAMES.has(flag) ? vmx.has(flag) : placesOf(flag, amd).every(at => isSet(host.cpuid, at))
   const withheld = withDependents(spec.withheld)
   demandNothingOf(withheld, spec)
   const added = ADDED_FLAGS.filter(flag => offers(flag) && !withheld.has(flag))
   const wanted = new Set([...modelFlags(model, spec), ...added])
+  // A model says nothing of what vmx offers: that is the host's, but for what depends on flags that the model lacks.
+  const lacks = [...CPU_FLAG_DEPENDENTS.keys()].filter(base => CPU_FLAGS.has(base) && !wanted.has(base))
+  const gone = withDependents([...withheld, ...lacks])
+  if (wanted.has('vmx')) for (const feature of vmx) if (!gone.has(feature)) wanted.add(feature)
   for (const flag of spec.demanded) {
+    const extension = extensionWith(flag)
     const base = basesOf(flag).find(base => !wanted.has(base))
-    if (base === undefined) continue
+    // Where the host has no such extension, that is what is told.
+    if (base === undefined || (extension && wanted.has(extension) && !offers(extension))) continue
     throw new ConfigError(
       'cpu',
       spec.text,
@@ -161,6 +189,7 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   return {
     cpuid,
     ...(told && { archCapabilities: bits & theirs }),
+    ...(wanted.has('vmx') && vmxCpu(host, spec, new Set([...VMX_FEATURE_NAMES].filter(name => !wanted.has(name))))),
     missing: [
       ...(model.vendor === 'generic' || model.vendor === vendor ? [] : [`vendor-${model.vendor}`]),
       ...lost,
@@ -181,9 +210,10 @@ function basesOf(flag: string): string[] {
 
 function demandNothingOf(withheld: ReadonlySet<string>, spec: CpuSpec): void {
   for (const flag of spec.demanded) {
-    if (withheld.has(flag)) {
-      throw new ConfigError('cpu', spec.text, `${flag} cannot be had without what is withheld`, `leave out +${flag}`)
-    }
+    if (!withheld.has(flag)) continue
+    const base = basesOf(flag).find(base => withheld.has(base)) ?? 'what is withheld'
+    const remedy = `leave out +${flag}${base.includes(' ') ? '' : `, or what withholds ${base}`}`
+    throw new ConfigError('cpu', spec.text, `${flag} cannot be had without ${base}, which is withheld`, remedy)
   }
 }
 
@@ -191,10 +221,13 @@ function demandNothingOf(withheld: ReadonlySet<string>, spec: CpuSpec): void {
 const SPELLED_OUT = 8
 
 function lacking(missing: readonly string[], spec: CpuSpec, offered: readonly CpuidEntry[]): ConfigError {
-  const extension = missing.find(flag => flag === 'vmx' || flag === 'svm')
-  if (extension) return cannotNest(extension, spec, offered)
+  const here = new Set(flagsOf(offered))
+  for (const flag of missing) {
+    const extension = flag === 'vmx' || flag === 'svm' ? flag : extensionWith(flag)
+    if (extension && !here.has(extension)) return cannotNest(extension, flag, spec, offered)
+  }
   const problem = `KVM on this host does not offer ${missing.join(', ')} to guests`
-  const all = spec.model !== 'host' && missing.every(name => CPU_FLAGS.has(name) && !spec.demanded.includes(name))
+  const all = spec.model !== 'host' && missing.every(name => isFeature(name) && !spec.demanded.includes(name))
   const without = missing.map(name => `-${name}`).join(',')
   const demanded = missing.filter(name => spec.demanded.includes(name)).map(name => `+${name}`)
   const ways = [
@@ -206,17 +239,28 @@ function lacking(missing: readonly string[], spec: CpuSpec, offered: readonly Cp
   return new ConfigError('cpu', spec.text, problem, ways.join(', '))
 }
 
-function cannotNest(flag: string, spec: CpuSpec, offered: readonly CpuidEntry[]): ConfigError {
-  const other = flag === 'vmx' ? 'svm' : 'vmx'
+function isFeature(name: string): boolean {
+  return CPU_FLAGS.has(name) || VMX_FEATURE_NAMES.has(name)
+}
+
+/** `flag`: the extension, or a part of it. */
+function cannotNest(
+  extension: 'vmx' | 'svm',
+  flag: string,
+  spec: CpuSpec,
+  offered: readonly CpuidEntry[],
+): ConfigError {
+  const other = extension === 'vmx' ? 'svm' : 'vmx'
+  const part = flag === extension ? '' : `${flag} is a part of ${extension}, and `
   if (flagsOf(offered).includes(other)) {
-    const problem = `this host has ${other}, not ${flag}: its processor is ${vendorOf(offered)}`
-    return new ConfigError('cpu', spec.text, problem, `ask for +${other}`)
+    const problem = `${part}this host has ${other}, not ${extension}: its processor is ${vendorOf(offered)}`
+    return new ConfigError('cpu', spec.text, problem, part ? `leave out +${flag}` : `ask for +${other}`)
   }
-  const module = flag === 'vmx' ? 'kvm_intel' : 'kvm_amd'
+  const module = extension === 'vmx' ? 'kvm_intel' : 'kvm_amd'
   return new ConfigError(
     'cpu',
     spec.text,
-    `KVM on this host does not offer ${flag} to guests: it cannot nest`,
+    `${part}KVM on this host does not offer ${extension} to guests: it cannot nest`,
     `load ${module} with nested=1 (nested-kvm doctor tells whether that is possible here), or use the lab (nested-kvm lab)`,
   )
 }

@@ -1,7 +1,6 @@
 import type { CpuidEntry, Msr } from '../../kvm/structs.js'
 import { decodeMsrs, encodeMsrs } from '../../kvm/tables.js'
 import type { Vcpu } from '../../kvm/vcpu.js'
-import { WRITABLE_VMX_MSRS } from '../../nested/vmx-capabilities.js'
 import { ARCH_CAPABILITIES } from './arch-capabilities.js'
 import { flagsOf } from './cpuid.js'
 
@@ -51,8 +50,6 @@ const WRITE_BACK = 6n
 export interface InitialMsrsSource {
   /** `KVM_GET_MSR_INDEX_LIST` */
   readonly indices: readonly number[]
-  /** The values of the feature MSRs of this host (`KVM_GET_MSR_FEATURE_INDEX_LIST`, system `KVM_GET_MSRS`). */
-  readonly featureMsrs: readonly Msr[]
   /** The vCPU's CPUID table. */
   readonly cpuid: readonly CpuidEntry[]
   /** IA32_ARCH_CAPABILITIES; left out: KVM's. */
@@ -60,15 +57,15 @@ export interface InitialMsrsSource {
 }
 
 /**
- * MSRs that a vCPU starts with, in the order in which they must be set, after its CPUID: the VMX capabilities as the host
- * reports them, then IA32_FEATURE_CONTROL as a firmware leaves it, IA32_ARCH_CAPABILITIES where the CPU model says what it is, then what a firmware sets up for any system.
+ * MSRs that a vCPU starts with, in the order in which they must be set, after its CPUID and the VMX capabilities (`giveVmxMsrs`):
+ * IA32_FEATURE_CONTROL as a firmware leaves it, IA32_ARCH_CAPABILITIES where the CPU model says what it is, then what a firmware
+ * sets up for any system.
  */
-export function initialMsrs({ indices, featureMsrs, cpuid, archCapabilities }: InitialMsrsSource): Msr[] {
+export function initialMsrs({ indices, cpuid, archCapabilities }: InitialMsrsSource): Msr[] {
   const settable = new Set(indices)
   const flags = new Set(flagsOf(cpuid))
   const msrs: Msr[] = []
   if (flags.has('vmx')) {
-    msrs.push(...featureMsrs.filter(({ index }) => WRITABLE_VMX_MSRS.includes(index)))
     msrs.push({ index: MSR.IA32_FEATURE_CONTROL, value: FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX })
   }
   if (archCapabilities !== undefined && flags.has('arch_capabilities')) {

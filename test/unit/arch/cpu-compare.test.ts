@@ -4,6 +4,7 @@ import { CPU_DUMP_SCHEMA, parseCpuDump } from '../../../lib/arch/x86_64/cpu-dump
 import type { CpuHost } from '../../../lib/arch/x86_64/cpu-host.js'
 import { parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
 import { clearFlag } from '../../../lib/arch/x86_64/cpuid.js'
+import { machineCpu } from '../../../lib/arch/x86_64/machine-cpu.js'
 import { ConfigError } from '../../../lib/errors.js'
 import { everything } from './synthetic-kvm.js'
 
@@ -56,6 +57,36 @@ describe('cpuBaseline', () => {
   test('none where a host cannot give the least', () => {
     expect(cpuBaseline([hostWithout('pni')])).toMatchObject({ model: null, missing: { kvm64: ['pni'] } })
     expect(() => cpuBaseline([])).toThrow(ConfigError)
+  })
+})
+
+describe('what vmx offers', () => {
+  const spec = parseCpuSpec('Haswell,+vmx,-vmx-ept')
+  const shadow = { ...skylake, featureMsrs: machineCpu(skylake, parseCpuSpec('host,-vmx-ept')).vmxMsrs! }
+
+  test('is the host’s, and nothing without vmx', () => {
+    expect(factsOfModel(spec).vmx).toBeNull()
+    expect(factsOfModel(spec, skylake).vmx).toContain('vmx-vpid')
+    expect(factsOfModel(spec, skylake).vmx).not.toContain('vmx-pml')
+    expect(factsOfModel(parseCpuSpec('Haswell'), skylake).vmx).toEqual([])
+    expect(factsOfHost(skylake).vmx).toContain('vmx-pml')
+    expect(factsOfHost(skylake, parseCpuSpec('host,-vmx-ept')).vmx).not.toContain('vmx-pml')
+    expect(factsOfHost(zen).vmx).toEqual([])
+  })
+
+  test('is told apart, where it is known of both', () => {
+    const { onlyA, onlyB } = diffCpus(factsOfHost(skylake), factsOfHost(shadow))
+    expect(onlyA).toEqual(expect.arrayContaining(['vmx-ept', 'vmx-pml']))
+    expect(onlyB).toEqual([])
+    expect(diffCpus(factsOfModel(spec), factsOfHost(skylake)).onlyB.filter(name => name.startsWith('vmx-'))).toEqual([])
+  })
+
+  test('is in the baseline what all of the hosts offer', () => {
+    const { vmx } = cpuBaseline([skylake, shadow])
+    expect(vmx).toContain('vmx-vpid')
+    expect(vmx).not.toContain('vmx-ept')
+    expect(cpuBaseline([skylake]).vmx).toContain('vmx-ept')
+    expect(cpuBaseline([zen]).vmx).toEqual([])
   })
 })
 

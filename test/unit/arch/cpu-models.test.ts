@@ -203,10 +203,9 @@ describe('a model on a host that lacks some of it', () => {
 })
 
 describe('MSRs that go with features', () => {
-  const featureMsrs = [...intel.featureMsrs, ...[0x480, 0x485].map(index => ({ index, value: 1n }))]
   const msrsOf = (spec: string) => {
-    const { cpuid, archCapabilities } = machineCpu({ ...intel, featureMsrs }, parseCpuSpec(spec), options)
-    return new Map(initialMsrs({ indices: [0x10a], featureMsrs, cpuid, archCapabilities }).map(m => [m.index, m.value]))
+    const { cpuid, archCapabilities } = machineCpu(intel, parseCpuSpec(spec), options)
+    return new Map(initialMsrs({ indices: [0x10a], cpuid, archCapabilities }).map(m => [m.index, m.value]))
   }
 
   test('IA32_ARCH_CAPABILITIES is the model’s, and nobody’s who lacks the flag', () => {
@@ -223,10 +222,13 @@ describe('MSRs that go with features', () => {
     expect(cpuOf('SapphireRapids,check', without)).toMatchObject({ archCapabilities: 0x14bn, missing: ['mds-no'] })
   })
 
-  test('VMX capabilities only with vmx', () => {
-    expect(msrsOf('Haswell').has(0x480)).toBe(false)
+  test('IA32_FEATURE_CONTROL and VMX capabilities only with vmx', () => {
     expect(msrsOf('Haswell').has(0x3a)).toBe(false)
-    expect(msrsOf('Haswell,+vmx').get(0x480)).toBe(1n)
+    expect(msrsOf('Haswell,+vmx').get(0x3a)).toBe(5n)
+    expect(cpuOf('Haswell').vmxMsrs).toBeUndefined()
+    expect(cpuOf('Haswell,+vmx').vmxMsrs!.map(({ index }) => index)).toEqual([
+      0x480, 0x48d, 0x48e, 0x48b, 0x48f, 0x490, 0x485, 0x48c, 0x491, 0x486, 0x488, 0x48a,
+    ])
   })
 })
 

@@ -7,6 +7,9 @@ import type { HostFeatures } from '../../../lib/arch/x86_64/compatibility.js'
 import { CPU_FLAGS } from '../../../lib/arch/x86_64/cpu-flags.js'
 import { VENDOR_FLAGS } from '../../../lib/arch/x86_64/cpu-spec.js'
 import type { CpuidDraft } from '../../../lib/arch/x86_64/cpuid.js'
+import type { Msr } from '../../../lib/kvm/structs.js'
+import { VMX_MSRS } from '../../../lib/nested/vmx-capabilities.js'
+import { VMX_FEATURES } from '../../../lib/nested/vmx-features.js'
 
 /** Leaf 0: EBX, ECX, EDX. */
 const VENDORS = {
@@ -61,5 +64,32 @@ export function everything(vendor: keyof typeof VENDORS): HostFeatures {
   entry(0x1d).eax = 1
   entry(0x1e).ebx = 0x4010
   const value = archCapabilities(Object.values(ARCH_CAPABILITY_NAMES))
-  return { cpuid: entries, featureMsrs: [{ index: ARCH_CAPABILITIES, value }] }
+  const vmx = vendor === 'GenuineIntel' ? VMX : []
+  return { cpuid: entries, featureMsrs: [{ index: ARCH_CAPABILITIES, value }, ...vmx] }
 }
+
+/** What must be 1 though the true controls are told of: the reserved bits of the default1 class (Intel SDM vol. 3, A.2). */
+const RESERVED: Readonly<Record<number, bigint>> = {
+  [VMX_MSRS.IA32_VMX_TRUE_PINBASED_CTLS]: 0x16n,
+  [VMX_MSRS.IA32_VMX_TRUE_PROCBASED_CTLS]: 0x04006172n,
+  [VMX_MSRS.IA32_VMX_TRUE_EXIT_CTLS]: 0x00036dfbn,
+  [VMX_MSRS.IA32_VMX_TRUE_ENTRY_CTLS]: 0x000011fbn,
+}
+
+/** The numbers in IA32_VMX_BASIC and IA32_VMX_MISC, as KVM has them. */
+const NUMBERS: Readonly<Record<number, bigint>> = {
+  [VMX_MSRS.IA32_VMX_BASIC]: 0x0018_1000_11e5_7ed0n,
+  [VMX_MSRS.IA32_VMX_MISC]: 5n,
+}
+
+/** All that vmx can offer. */
+const VMX: readonly Msr[] = [
+  ...VMX_FEATURES.map(({ msr, kind, names }) => {
+    const bits = [...names.keys()].reduce((all, bit) => all | (1n << BigInt(bit)), 0n)
+    const ones = RESERVED[msr] ?? 0n
+    return { index: msr, value: kind === 'control' ? ((bits | ones) << 32n) | ones : bits | (NUMBERS[msr] ?? 0n) }
+  }),
+  { index: VMX_MSRS.IA32_VMX_CR0_FIXED0, value: 0x8000_0021n },
+  { index: VMX_MSRS.IA32_VMX_CR4_FIXED0, value: 0x2000n },
+  { index: VMX_MSRS.IA32_VMX_VMCS_ENUM, value: 0x2en },
+]
