@@ -7,7 +7,7 @@
 // The lab's tests run bundled and without vitest itself (test/quick/main.ts): of its options they know `-t PATTERN` and parts of files' names.
 //
 // lab runs the same tests on both vendors' extensions at the same time: each on this host if its guests can nest with that
-// extension, else inside the emulated host that has it. Some are for svm only. The towers of other hypervisors among them need disks that are
+// extension, else inside the emulated host that has it. Some are tried with one of them only. The towers of other hypervisors among them need disks that are
 // made first (as root, by debootstrap); a run of all parts makes them, and the emulated hosts, beside the unit tests. l3 is a tower of three
 // guests in an emulated host with svm, some five minutes of a processor. asan runs the kvm part over the sanitized addon of
 // `npm run build:asan`. Exit code 0 only if something ran and nothing failed; a part that cannot run counts as failed.
@@ -26,34 +26,17 @@ const cli = join(root, 'dist/cli/main.js')
 /** Seconds of this machine after which an emulated host is ended, whatever hangs in it: times inside are its own. */
 const labTimeout = '1500'
 
-/**
- * What a file's tests take in an emulated host, in processor seconds of one with vmx, roughly, or of one with svm where they are tried there
- * only; one that is not here is taken for DEFAULT_WEIGHT. An emulated host has one processor, so the files are dealt out to LABS of
- * them for each extension.
- */
-const weights = {
-  'tower.test.ts': 150,
-  'disks.test.ts': 130,
-  'crash.test.ts': 100,
-  'xen.test.ts': 100,
-  'examples.test.ts': 90,
-  'commands.test.ts': 70,
-  'save-restore.test.ts': 50,
-  'nested-features.test.ts': 40,
-  'l1.test.ts': 25,
-  'host.test.ts': 20,
-}
-const DEFAULT_WEIGHT = 15
-const LABS = 2
-
 /** What a file's tests need beside a kernel and busybox. */
 const needs = {
   'crash.test.ts': ['rootDisk'],
   'disks.test.ts': ['rootDisk', 'guestDisk'],
   'xen.test.ts': ['rootDisk', 'guestDisk', 'xen'],
 }
-/** What does not depend on the extension, or takes too long, is tried with the quicker one. */
-const SVM_ONLY = new Set(['host.test.ts', 'net.test.ts', 'virtio-devices.test.ts', 'crash.test.ts', 'xen.test.ts'])
+/** What does not depend on the extension, or takes too long, is tried with one of them, so that both are done at about the same time. */
+const ONLY = {
+  svm: ['examples.test.ts', 'host.test.ts', 'net.test.ts', 'virtio-devices.test.ts', 'xen.test.ts'],
+  vmx: ['crash.test.ts'],
+}
 /** Its guest gets nowhere in the emulated host with svm unless its clock counts its own instructions. */
 const L3 = 'third-level.test.ts'
 /** GiB of the emulated host with svm for those whose L1 is large: the first has the 8 GiB that people give it. */
@@ -89,53 +72,26 @@ async function labRuns(vendors, options, only) {
   const { main, modules } = await bundleTests()
   const named = name => positionals.length === 0 || positionals.some(part => `test/lab/${name}`.includes(part))
   const tests = only ?? [...modules.keys()].filter(name => name !== L3)
-  const chosen = vendor => tests.filter(name => named(name) && (vendor === 'svm' || !SVM_ONLY.has(name)))
+  const others = vendor => Object.entries(ONLY).flatMap(([only, names]) => (only === vendor ? [] : names))
+  const chosen = vendor => tests.filter(name => named(name) && !others(vendor).includes(name))
   await fetchGuests(vendors.flatMap(chosen))
   const own = hostVendor()
   return vendors.flatMap(vendor => {
     const inLab = own !== vendor
     const names = chosen(vendor)
     if (names.length === 0) return []
-    const hands = inLab ? deal(names, LABS) : [names]
     const setUp = inLab ? () => setUpLab(vendor) : undefined
-    return hands.map((names, index) => {
-      const lab = [
-        cli,
-        'lab',
-        '--vendor',
-        vendor,
-        '--timeout',
-        labTimeout,
-        ...(vendor === 'svm' ? svmOptions(names) : []),
-      ]
-      return {
-        name: hands.length > 1 ? `${vendor}-${index + 1}` : vendor,
-        inLab,
-        setUp,
-        args: output => [
-          ...(inLab ? [...lab, '--', process.execPath] : []),
-          main,
-          output,
-          ...pattern,
-          ...names.map(name => modules.get(name)),
-        ],
-      }
-    })
+    const options = vendor === 'svm' ? svmOptions(names) : []
+    const lab = inLab
+      ? [cli, 'lab', '--vendor', vendor, '--timeout', labTimeout, ...options, '--', process.execPath]
+      : []
+    return {
+      name: vendor,
+      inLab,
+      setUp,
+      args: output => [...lab, main, output, ...pattern, ...names.map(name => modules.get(name))],
+    }
   })
-}
-
-/** The lab's tests in at most so many hands, the heaviest first, each to whoever has the least. */
-function deal(names, most) {
-  const weight = name => weights[name] ?? DEFAULT_WEIGHT
-  const hands = Array.from({ length: most }, () => ({ names: [], load: 0 }))
-  for (const name of names.toSorted((a, b) => weight(b) - weight(a))) {
-    const hand = hands.reduce((least, hand) => (hand.load < least.load ? hand : least))
-    hand.names.push(name)
-    hand.load += weight(name)
-  }
-  // What reloads the host's modules comes first: tests keep VMs open.
-  const first = name => (name === 'host.test.ts' ? 0 : 1)
-  return hands.map(({ names }) => names.toSorted((a, b) => first(a) - first(b))).filter(names => names.length > 0)
 }
 
 /** What the emulated host with svm has to have for these tests. */
