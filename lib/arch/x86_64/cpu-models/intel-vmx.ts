@@ -50,7 +50,4 @@ export const SKYLAKE_SERVER_VMX = but(BROADWELL_VMX, 'eptp-switching')
 
 export const ICELAKE_SERVER_VMX = but(SKYLAKE_SERVER_VMX, 'rdseed-exit pml')
 
-export const SAPPHIRE_RAPIDS_VMX = [
-  ...SKYLAKE_SERVER_VMX,
-  ...vmx('xsaves page-walk-5 eptp-switching'),
-]
+export const SAPPHIRE_RAPIDS_VMX = [...SKYLAKE_SERVER_VMX, ...vmx('xsaves page-walk-5 eptp-switching')]
