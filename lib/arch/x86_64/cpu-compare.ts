@@ -176,8 +176,7 @@ function largestOf(hosts: readonly CpuHost[], parts: readonly string[], settings
   const cpu = [...parts, ...bases.map(name => `-${name}`), ...settings].join(',')
   const spec = parseCpuSpec(cpu)
   if (missingOfAny(hosts, spec)?.length !== 0) return []
-  const { flags, vmx } = factsOfModel(spec)
-  return [{ cpu, withheld: bases.length, size: flags.length + (vmx?.length ?? 0) }]
+  return [{ cpu, withheld: bases.length, size: factsOfModel(spec).flags.length }]
 }
 
 /** Undefined: some host cannot have that CPU at all, as it has a control always on that the CPU lacks. */

@@ -169,7 +169,6 @@ export function modelVmx(
   flags: ReadonlySet<string>,
   offered: readonly string[] = [],
 ): string[] {
-  if (!flags.has('vmx')) return []
   const lacks = [...CPU_FLAG_DEPENDENTS.keys()].filter(base => CPU_FLAGS.has(base) && !flags.has(base))
   const gone = withDependents([...withheld, ...lacks])
   const own = model.vmx === 'host' ? offered : model.vmx
