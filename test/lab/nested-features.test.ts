@@ -1,4 +1,5 @@
 import { expect, it } from 'vitest'
+import { factsOfModel, missingOf } from '../../lib/arch/x86_64/cpu-compare.js'
 import { cpuHost } from '../../lib/arch/x86_64/cpu-host.js'
 import { extensionWith, parseCpuSpec } from '../../lib/arch/x86_64/cpu-spec.js'
 import { flagsOf } from '../../lib/arch/x86_64/cpuid.js'
@@ -67,6 +68,18 @@ it('an L1 with less is saved in L2, and has no more where it is restored', () =>
   expect(offeredTo(run.vcpu)).toEqual(before)
   expect(before).not.toContain(extension === 'svm' ? 'npt' : 'vmx-ept')
   expect(run.finish()).toBe(undisturbed(quick))
+})
+
+it.runIf(extension === 'vmx')('a model has its own of vmx and no more, and L2 runs with that', () => {
+  const paged = { ...quick, nestedPaging: true }
+  for (const name of ['SandyBridge', 'Broadwell', 'SapphireRapids']) {
+    const spec = parseCpuSpec(`${name},+vmx,check`)
+    using run = new L1Run(paged, spec.text)
+    const missing = missingOf(cpuHost(run.kvm), spec)
+    const own = factsOfModel(spec).vmx!.filter(feature => !missing.includes(feature))
+    expect([name, [...offeredTo(run.vcpu)]]).toEqual([name, own])
+    expect([name, run.finish()]).toEqual([name, undisturbed(paged)])
+  }
 })
 
 it.runIf(extension === 'vmx')('an MSR that KVM does not take is named, with its bits', () => {
