@@ -11,7 +11,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { join, relative } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Kvm } from '../../lib/kvm/kvm.js'
@@ -163,6 +163,12 @@ async function makeRoot(): Promise<void> {
   }
   for (const path of ['tmp', 'lib', 'lib.own', 'etc/modprobe.d', 'bin.first'])
     mkdirSync(join(ROOT, path), { recursive: true })
+  // What is needed may be below a directory that it has for itself.
+  for (const path of [process.cwd(), dirname(process.execPath), dirname(busybox)]) {
+    if (existsSync(join(ROOT, path))) continue
+    mkdirSync(join(ROOT, path), { recursive: true })
+    mount('--bind', path, join(ROOT, path))
+  }
   mount('--bind', '/lib/', join(ROOT, 'lib.own'))
   for (const name of readdirSync('/lib'))
     if (name !== 'modules') symlinkSync(`/lib.own/${name}`, join(ROOT, 'lib', name))

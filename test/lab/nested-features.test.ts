@@ -70,41 +70,43 @@ it('an L1 with less is saved in L2, and has no more where it is restored', () =>
   expect(run.finish()).toBe(undisturbed(quick))
 })
 
-it.runIf(extension === 'vmx')('a model has its own of vmx and no more, and L2 runs with that', () => {
-  const paged = { ...quick, nestedPaging: true }
-  for (const name of ['SandyBridge', 'Broadwell', 'SapphireRapids']) {
-    const spec = parseCpuSpec(`${name},+vmx,check`)
-    using run = new L1Run(paged, spec.text)
-    const missing = missingOf(cpuHost(run.kvm), spec)
-    const own = factsOfModel(spec).vmx!.filter(feature => !missing.includes(feature))
-    expect([name, [...offeredTo(run.vcpu)]]).toEqual([name, own])
-    expect([name, run.finish()]).toEqual([name, undisturbed(paged)])
-  }
-})
+if (extension === 'vmx')
+  it('a model has its own of vmx and no more, and L2 runs with that', () => {
+    const paged = { ...quick, nestedPaging: true }
+    for (const name of ['SandyBridge', 'Broadwell', 'SapphireRapids']) {
+      const spec = parseCpuSpec(`${name},+vmx,check`)
+      using run = new L1Run(paged, spec.text)
+      const missing = missingOf(cpuHost(run.kvm), spec)
+      const own = factsOfModel(spec).vmx!.filter(feature => !missing.includes(feature))
+      expect([name, [...offeredTo(run.vcpu)]]).toEqual([name, own])
+      expect([name, run.finish()]).toEqual([name, undisturbed(paged)])
+    }
+  })
 
-it.runIf(extension === 'vmx')('an MSR that KVM does not take is named, with its bits', () => {
-  using kvm = Kvm.open()
-  const { cpuid, vmxMsrs = [] } = machineCpu(cpuHost(kvm), parseCpuSpec('host'))
-  using vm = kvm.createVm()
-  using vcpu = vm.createVcpu(0)
-  vcpu.setCpuid(cpuid)
-  // No KVM has this one for L1: bit 18, EPT-violation #VE; nor enclv, whose name is known.
-  const beyond = (1n << 50n) | (1n << 60n)
-  const bad = vmxMsrs.map(m => (m.index === 0x48b ? { ...m, value: m.value | beyond } : m))
-  expect(() => giveVmxMsrs(vcpu, { vmxMsrs: bad })).toThrow(
-    /^KVM_SET_MSRS: EINVAL \(IA32_VMX_PROCBASED_CTLS2 \(0x48b\) is 0x\w+ and does not take 0x\w+: bit 50, vmx-enclv-exit \(bit 60\)\)$/,
-  )
-  // As a kernel does that makes some of it from CPUID: what was chosen is not what the vCPU has.
-  const own = vmxMsrs.find(m => m.index === 0x48b)!
-  const chosen = {
-    vmxMsrs: [{ ...own, value: own.value & ~(2n << 32n) }, own],
-    vmxSwitched: new Set(['vmx-ept', 'vmx-vpid']),
-  }
-  expect(() => giveVmxMsrs(vcpu, chosen)).toThrow(
-    /KVM made IA32_VMX_PROCBASED_CTLS2 \(0x48b\) 0x\w+ of 0x\w+: it decides of vmx-ept itself/,
-  )
-  expect(() => giveVmxMsrs(vcpu, { ...chosen, vmxMsrs: [own] })).not.toThrow()
-})
+if (extension === 'vmx')
+  it('an MSR that KVM does not take is named, with its bits', () => {
+    using kvm = Kvm.open()
+    const { cpuid, vmxMsrs = [] } = machineCpu(cpuHost(kvm), parseCpuSpec('host'))
+    using vm = kvm.createVm()
+    using vcpu = vm.createVcpu(0)
+    vcpu.setCpuid(cpuid)
+    // No KVM has this one for L1: bit 18, EPT-violation #VE; nor enclv, whose name is known.
+    const beyond = (1n << 50n) | (1n << 60n)
+    const bad = vmxMsrs.map(m => (m.index === 0x48b ? { ...m, value: m.value | beyond } : m))
+    expect(() => giveVmxMsrs(vcpu, { vmxMsrs: bad })).toThrow(
+      /^KVM_SET_MSRS: EINVAL \(IA32_VMX_PROCBASED_CTLS2 \(0x48b\) is 0x\w+ and does not take 0x\w+: bit 50, vmx-enclv-exit \(bit 60\)\)$/,
+    )
+    // As a kernel does that makes some of it from CPUID: what was chosen is not what the vCPU has.
+    const own = vmxMsrs.find(m => m.index === 0x48b)!
+    const chosen = {
+      vmxMsrs: [{ ...own, value: own.value & ~(2n << 32n) }, own],
+      vmxSwitched: new Set(['vmx-ept', 'vmx-vpid']),
+    }
+    expect(() => giveVmxMsrs(vcpu, chosen)).toThrow(
+      /KVM made IA32_VMX_PROCBASED_CTLS2 \(0x48b\) 0x\w+ of 0x\w+: it decides of vmx-ept itself/,
+    )
+    expect(() => giveVmxMsrs(vcpu, { ...chosen, vmxMsrs: [own] })).not.toThrow()
+  })
 
 const SVM_FLAGS = 'svm npt nrip_save decodeassists v_vmsave_vmload'.split(' ')
 const MODULE = extension === 'svm' ? 'kvm_amd' : 'kvm_intel'
@@ -141,22 +143,17 @@ const VMX_PARAMETERS = {
 
 const linux = { timeout: 2 * BOOT.timeout }
 
-it.runIf(extension === 'svm')(
-  'Linux as L1 sees which features of svm it has, and runs L2 with those',
-  linux,
-  async () => {
+if (extension === 'svm')
+  it('Linux as L1 sees which features of svm it has, and runs L2 with those', linux, async () => {
     const shadow = await linuxWith('host,-npt')
     expect(shadow).toEqual({ flags: ['svm'], parameters: { npt: false, vgif: true } })
     // A model's own: EPYC has no vgif, and this host no nrip_save.
     const model = await linuxWith('EPYC,+svm,check')
     expect(model).toEqual({ flags: ['svm', 'npt'], parameters: { npt: true, vgif: false } })
-  },
-)
+  })
 
-it.runIf(extension === 'vmx')(
-  'Linux as L1 sees what vmx offers it, and runs L2 with that',
-  { timeout: 3 * BOOT.timeout },
-  async () => {
+if (extension === 'vmx')
+  it('Linux as L1 sees what vmx offers it, and runs L2 with that', { timeout: 3 * BOOT.timeout }, async () => {
     // A model's own: Nehalem lacks some of what this host has.
     const model = await linuxWith('Nehalem,+vmx,check')
     const newer = { unrestricted_guest: false, enable_shadow_vmcs: false, pml: false, eptad: false }
@@ -187,5 +184,4 @@ it.runIf(extension === 'vmx')(
       ...{ unrestricted_guest: false, vpid: false, flexpriority: false, enable_shadow_vmcs: false },
     })
     expect(restricted.flags).toEqual(expect.arrayContaining(['ept', 'pml', 'vnmi', 'preemption_timer']))
-  },
-)
+  })
