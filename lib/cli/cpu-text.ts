@@ -86,7 +86,7 @@ export function formatDifference(a: string, b: string, difference: CpuDifference
 
 export function formatBaseline(
   hosts: readonly string[],
-  { model, cpu, flags, vmx, missing }: CpuBaseline,
+  { model, cpu, nested, flags, vmx, missing }: CpuBaseline,
   columns?: number,
 ): string {
   const all = hosts.length === 1 ? hosts[0]! : `all ${hosts.length} hosts`
@@ -94,6 +94,7 @@ export function formatBaseline(
   const lines = [
     model === null ? `no model runs as it is on ${all}` : `${model} is the largest model that runs on ${all}`,
     ...(cpu !== null && cpu !== model ? [`with flags withheld, this one has more: ${cpu}`] : []),
+    ...(nested !== null ? [`for a guest with guests of its own: ${nested}`] : []),
     ...(model === null && fewest ? block(`${fewest[0]} lacks the least`, fewest[1], columns) : []),
     ...block(`${flags.length} flags in common`, flags, columns),
     ...(vmx.length > 0 ? block(`${vmx.length} features of vmx in common`, vmx, columns) : []),

@@ -77,13 +77,14 @@ function showCommand(): Command {
     .addHelpText(
       'after',
       `
-Told apart are the flags, and what vmx (by QEMU's names) or svm offers to a hypervisor in the guest. Of vmx a model says nothing itself: a
-guest has what this host's KVM offers.
+Told apart are the flags, and what vmx (by QEMU's names) or svm offers to a hypervisor in the guest. With +vmx, a model of Intel has its own
+of that, as QEMU's has; only qemu64 has what this host's KVM offers.
 
 Exit code: 0, or 2 where there is no such model or flag.
 
 Examples:
   nested-kvm cpu show Icelake-Server
+  nested-kvm cpu show Haswell,+vmx
   nested-kvm cpu show EPYC,+svm --json | jq .missing`,
     )
     .action((text: string, _flags: JsonFlag, command: Command) => {
@@ -160,7 +161,8 @@ function baselineCommand(): Command {
     .addHelpText(
       'after',
       `
-A guest with that CPU can be moved between the hosts. Where a model fits better once some of its flags are withheld, that is told too.
+A guest with that CPU can be moved between the hosts. Where a model fits better once some of its flags are withheld, that is told too;
+where all hosts nest, also the one for a guest that has guests itself (\`nested\` in JSON).
 
 Exit code: 0, 1 if no model fits as it is, 2 where a file is no dump or from a newer version.
 

@@ -75,6 +75,13 @@ export const VMX_FEATURE_NAMES: ReadonlySet<string> = new Set(
   VMX_FEATURES.flatMap(({ names, optional }) => [...names.values(), ...optional.values()]),
 )
 
+/** The bits of an MSR that are parts of numbers (Intel SDM vol. 3, appendices A.1 and A.6). */
+export function numericVmxBits(msr: number): bigint {
+  // BASIC: revision, size, memory type. MISC: timer rate, CR3-target values, length of MSR lists, MSEG revision.
+  if (msr === VMX_MSRS.IA32_VMX_BASIC) return 0x003f_1fff_7fff_ffffn
+  return msr === VMX_MSRS.IA32_VMX_MISC ? 0xffff_ffff_0fff_001fn : 0n
+}
+
 function word(msr: number, kind: 'control' | 'bits', names: string, optional = ''): VmxFeatureWord {
   return { msr, kind, names: bitNames(names), optional: bitNames(optional) }
 }

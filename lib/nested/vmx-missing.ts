@@ -1,6 +1,6 @@
 /** Which VMX capabilities a vCPU has that another host cannot give, by name: what KVM checks when they are restored. */
 import { VMX_MSRS } from './vmx-capabilities.js'
-import { VMX_FEATURES, type VmxFeatureWord } from './vmx-features.js'
+import { numericVmxBits, VMX_FEATURES, type VmxFeatureWord } from './vmx-features.js'
 
 type Msrs = ReadonlyMap<number, bigint>
 
@@ -24,14 +24,7 @@ function missingOfWord({ msr, kind, names, optional }: VmxFeatureWord, saved: bi
     const forced = bitsOf(host & ~saved & 0xffff_ffffn).map(bit => optional.get(bit) ?? `${nameOf(bit)}-optional`)
     return [...allowed, ...forced]
   }
-  return bitsOf(saved & ~host & ~numeric(msr)).map(nameOf)
-}
-
-/** The bits of an MSR that are parts of numbers (Intel SDM vol. 3, appendices A.1 and A.6). */
-function numeric(msr: number): bigint {
-  // BASIC: revision, size, memory type. MISC: timer rate, CR3-target values, length of MSR lists, MSEG revision.
-  if (msr === VMX_MSRS.IA32_VMX_BASIC) return 0x003f_1fff_7fff_ffffn
-  return msr === VMX_MSRS.IA32_VMX_MISC ? 0xffff_ffff_0fff_001fn : 0n
+  return bitsOf(saved & ~host & ~numericVmxBits(msr)).map(nameOf)
 }
 
 function numbers(saved: Msrs, host: Msrs): string[] {

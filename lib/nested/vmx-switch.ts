@@ -1,7 +1,7 @@
 /** VMX capabilities by name, taken from the capability MSRs and taken away from them. */
 import { VMX_CONTROLS } from './controls-vmx.js'
 import { VMX_MSRS } from './vmx-capabilities.js'
-import { VMX_FEATURES, type VmxFeatureWord } from './vmx-features.js'
+import { numericVmxBits, VMX_FEATURES, type VmxFeatureWord } from './vmx-features.js'
 
 type Msrs = ReadonlyMap<number, bigint>
 
@@ -53,6 +53,24 @@ export function withoutVmxFeatures(msrs: Msrs, withheld: ReadonlySet<string>): M
       const value = cut.get(msr)
       if (value !== undefined) cut.set(msr, value | ones)
     }
+  }
+  return cut
+}
+
+/** The MSRs without what has no name here and tells of something that L1 could use: a control, a capability that newer processors have. */
+export function withoutNamelessVmx(msrs: Msrs): Map<number, bigint> {
+  const cut = new Map(msrs)
+  for (const { msr, kind, names } of VMX_FEATURES) {
+    const value = cut.get(msr)
+    if (value === undefined) continue
+    const named = [...names.keys()].reduce((bits, bit) => bits | (1n << BigInt(bit)), 0n)
+    if (kind === 'bits') {
+      cut.set(msr, value & (named | numericVmxBits(msr)))
+      continue
+    }
+    // What must be 1 may be 1.
+    const ones = (TRUE_CONTROLS.find(([index]) => index === msr)?.[1].ones ?? 0n) | value
+    cut.set(msr, value & (((named | (ones & 0xffff_ffffn)) << 32n) | 0xffff_ffffn))
   }
   return cut
 }

@@ -1,4 +1,5 @@
 import { expect, it } from 'vitest'
+import { factsOfModel, missingOf } from '../../lib/arch/x86_64/cpu-compare.js'
 import { cpuHost } from '../../lib/arch/x86_64/cpu-host.js'
 import { extensionWith, parseCpuSpec } from '../../lib/arch/x86_64/cpu-spec.js'
 import { flagsOf } from '../../lib/arch/x86_64/cpuid.js'
@@ -68,6 +69,19 @@ it('an L1 with less is saved in L2, and has no more where it is restored', () =>
   expect(before).not.toContain(extension === 'svm' ? 'npt' : 'vmx-ept')
   expect(run.finish()).toBe(undisturbed(quick))
 })
+
+if (extension === 'vmx')
+  it('a model has its own of vmx and no more, and L2 runs with that', () => {
+    const paged = { ...quick, nestedPaging: true }
+    for (const name of ['SandyBridge', 'Broadwell', 'SapphireRapids']) {
+      const spec = parseCpuSpec(`${name},+vmx,check`)
+      using run = new L1Run(paged, spec.text)
+      const missing = missingOf(cpuHost(run.kvm), spec)
+      const own = factsOfModel(spec).vmx!.filter(feature => !missing.includes(feature))
+      expect([name, [...offeredTo(run.vcpu)]]).toEqual([name, own])
+      expect([name, run.finish()]).toEqual([name, undisturbed(paged)])
+    }
+  })
 
 if (extension === 'vmx')
   it('an MSR that KVM does not take is named, with its bits', () => {
@@ -140,11 +154,22 @@ if (extension === 'svm')
 
 if (extension === 'vmx')
   it('Linux as L1 sees what vmx offers it, and runs L2 with that', { timeout: 3 * BOOT.timeout }, async () => {
+    // A model's own: Nehalem lacks some of what this host has.
     const model = await linuxWith('Nehalem,+vmx,check')
-    expect(model.parameters).toEqual(VMX_PARAMETERS)
-    expect(model.flags).toEqual(
-      expect.arrayContaining(['ept', 'vpid', 'vnmi', 'unrestricted_guest', 'flexpriority', 'pml']),
-    )
+    const newer = { unrestricted_guest: false, enable_shadow_vmcs: false, pml: false, eptad: false }
+    expect(model.parameters).toEqual({ ...VMX_PARAMETERS, ...newer })
+    expect(model.flags).toEqual(expect.arrayContaining(['ept', 'vpid', 'vnmi', 'flexpriority', 'preemption_timer']))
+    const later = [
+      'unrestricted_guest',
+      'ept_ad',
+      'pml',
+      'shadow_vmcs',
+      'posted_intr',
+      'vapic_reg',
+      'vid',
+      'tsc_scaling',
+    ]
+    expect(model.flags.filter(flag => later.includes(flag))).toEqual([])
 
     const shadow = await linuxWith('host,-vmx-ept,-vmx-vnmi,-vmx-preemption-timer')
     const gone = { ept: false, unrestricted_guest: false, pml: false, eptad: false, preemption_timer: false }

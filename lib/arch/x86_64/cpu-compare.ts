@@ -7,7 +7,18 @@ import type { CpuModel } from './cpu-models/cpu-model.js'
 import { CPU_MODELS } from './cpu-models/models.js'
 import { type CpuSpec, parseCpuSpec } from './cpu-spec.js'
 import { flagsOf, vendorOf } from './cpuid.js'
-import { ADDED_FLAGS, type MachineCpu, MODEL_PHYS_BITS, machineCpu, modelFlags, physBitsOf } from './machine-cpu.js'
+import {
+  ADDED_FLAGS,
+  demandBasesOf,
+  isFeature,
+  type MachineCpu,
+  MODEL_PHYS_BITS,
+  machineCpu,
+  missingBases,
+  modelFlags,
+  modelVmx,
+  physBitsOf,
+} from './machine-cpu.js'
 
 /** What tells one CPU from another. */
 export interface CpuFacts {
@@ -37,6 +48,11 @@ export interface CpuBaseline {
    * of the hosts: KVM's own features and the width of addresses, too.
    */
   readonly cpu: string | null
+  /**
+   * The same for a guest that has guests itself, with what some host's vmx lacks withheld as well: `Haswell,+vmx,-vmx-pml`. Null where not
+   * all of the hosts nest, or some nest by vmx and some by svm.
+   */
+  readonly nested: string | null
   /** The flags that all of the hosts offer. */
   readonly flags: readonly string[]
   /** What the vmx of all of the hosts offers. */
@@ -61,17 +77,22 @@ function offeredVmx({ vmxMsrs = [] }: MachineCpu): string[] {
 
 /**
  * What a guest gets of a model where the host can give it all; besides, KVM's own features.
- * @param host whose vmx a guest would have
+ * @param host whose vmx a guest has where the model leaves that to the host
+ * @throws {ConfigError} `cpu`: it is `host`, or something is demanded without what it needs
  */
 export function factsOfModel(spec: CpuSpec, host?: CpuHost): CpuFacts {
   const { model, brand } = spec
   if (model === 'host') throw new ConfigError('cpu', 'host', 'what it is depends on the host', 'name a model')
   const flags = modelFlags(model, spec)
+  const offered = host && factsOfHost(host).vmx
+  const vmx = modelVmx(model, spec, flags, offered ?? [])
+  const unknown = flags.has('vmx') && model.vmx === 'host' && !offered?.length
+  demandBasesOf(spec, new Set([...flags, ...vmx]), flag => flag !== 'vmx' || !unknown)
   return {
     ...model,
     brand: brand ?? model.brand,
     flags: [...CPU_FLAGS.keys()].filter(flag => flags.has(flag)),
-    vmx: flags.has('vmx') ? (host ? offeredVmx(cpuOf(host, spec)) : null) : [],
+    vmx: unknown && !host ? null : vmx,
   }
 }
 
@@ -125,22 +146,46 @@ export function cpuBaseline(hosts: readonly CpuHost[]): CpuBaseline {
   )
   const settings = commonSettings(hosts)
   const runnable = CPU_MODELS.filter(model => missing.get(model)!.length === 0)
-  const cut = [...missing].flatMap(([model, lost]) => {
-    if (!lost.every(name => CPU_FLAGS.has(name))) return []
-    const cpu = [model.name, ...lost.map(flag => `-${flag}`), ...settings].join(',')
-    const spec = parseCpuSpec(cpu)
-    if (hosts.some(host => missingOf(host, spec).length > 0)) return []
-    return [{ cpu, withheld: lost.length, size: factsOfModel(spec).flags.length }]
-  })
-  cut.sort((a, b) => b.size - a.size || a.withheld - b.withheld)
+  const extension = EXTENSIONS.find(flag => hosts.every(host => factsOfHost(host).flags.includes(flag)))
+  const largest = (...demanded: readonly string[]) => {
+    const of = (model: CpuModel) => largestOf(hosts, [model.name, ...demanded.map(flag => `+${flag}`)], settings)
+    const all = [...missing].flatMap(([model, lost]) => (lost.every(isFeature) ? of(model) : []))
+    return all.sort((a, b) => b.size - a.size || a.withheld - b.withheld)[0]?.cpu ?? null
+  }
   return {
     model: runnable.sort((a, b) => sizeOf(a) - sizeOf(b)).at(-1)?.name ?? null,
-    cpu: cut[0]?.cpu ?? null,
+    cpu: largest(),
+    nested: extension ? largest(extension) : null,
     flags: own.flags.filter(flag => offered.every(({ flags }) => flags.includes(flag))),
     vmx: (own.vmx ?? []).filter(name => offered.every(({ vmx }) => vmx?.includes(name))),
     missing: Object.fromEntries(
       [...missing].filter(([, lost]) => lost.length > 0).map(([model, lost]) => [model.name, lost]),
     ),
+  }
+}
+
+const EXTENSIONS = ['vmx', 'svm'] as const
+
+/** The most of a CPU that all of the hosts give, if they differ in nothing but features; none where what vmx offers is theirs. */
+function largestOf(hosts: readonly CpuHost[], parts: readonly string[], settings: readonly string[]) {
+  const whole = parseCpuSpec(parts.join(','))
+  if (whole.model !== 'host' && whole.model.vmx === 'host' && whole.demanded.includes('vmx')) return []
+  const lost = missingOfAny(hosts, whole)
+  if (!lost?.every(isFeature)) return []
+  const bases = missingBases(lost)
+  const cpu = [...parts, ...bases.map(name => `-${name}`), ...settings].join(',')
+  const spec = parseCpuSpec(cpu)
+  if (missingOfAny(hosts, spec)?.length !== 0) return []
+  return [{ cpu, withheld: bases.length, size: factsOfModel(spec).flags.length }]
+}
+
+/** Undefined: some host cannot have that CPU at all, as it has a control always on that the CPU lacks. */
+function missingOfAny(hosts: readonly CpuHost[], spec: CpuSpec): string[] | undefined {
+  try {
+    return [...new Set(hosts.flatMap(host => missingOf(host, spec)))]
+  } catch (error) {
+    if (error instanceof ConfigError) return undefined
+    throw error
   }
 }
 

@@ -24,9 +24,9 @@ export interface CpuSpec {
 /**
  * Reads a CPU specification: a model, then flags and settings: `host`, `host,+vmx,-avx512f`, `EPYC,+svm,check`, `kvm64,phys-bits=42`. Flags
  * have the names of Linux's /proc/cpuinfo, or QEMU's. `+` demands a flag, `-` withholds it with all that depends on it; `flag=on` and
- * `flag=off` are the same. What vmx offers to the guest is switched like flags, by QEMU's names: `-vmx-ept`, `vmx-vpid=off`; what svm
- * offers are flags: `-npt`, `nrip-save=off`. Settings: `enforce` (what the host lacks is an error; the default), `check` (it is a warning), `phys-bits`,
- * `model-id`.
+ * `flag=off` are the same. What vmx offers to the guest is switched like flags, by QEMU's names: `-vmx-ept`, `vmx-vpid=off`; a model of
+ * Intel has its own set of that, `qemu64` the host's. What svm offers are flags: `-npt`, `nrip-save=off`. Settings: `enforce` (what the
+ * host lacks is an error; the default), `check` (it is a warning), `phys-bits`, `model-id`.
  *
  * @throws {ConfigError} `cpu`: an unknown model, flag or setting, a bad value, or what contradicts itself
  */

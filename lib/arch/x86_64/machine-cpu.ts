@@ -24,7 +24,7 @@ import {
   XSAVE_COMPONENTS,
 } from './cpuid.js'
 import { modelCpuid } from './model-cpuid.js'
-import { vmxCpu } from './vmx-cpu.js'
+import { choosesVmx, vmxCpu } from './vmx-cpu.js'
 
 /** What the platform adds to what `KVM_GET_SUPPORTED_CPUID` reports. */
 export interface CpuidOptions {
@@ -45,7 +45,9 @@ export interface MachineCpu {
   readonly vmxMsrs?: readonly Msr[]
   /** What of vmx the specification switches, with what depends on it: KVM must have taken that. */
   readonly vmxSwitched?: ReadonlySet<string>
-  /** What was asked for and cannot be had here: flags, `phys-bits-46`, `vendor-AuthenticAMD`, `mds-no`. Empty with `enforce`. */
+  /**
+   * What was asked for and cannot be had here: flags, `phys-bits-46`, `vendor-AuthenticAMD`, `mds-no`,
+   * `vmx-feature-msrs` (this KVM lets nobody choose what vmx offers). Empty with `enforce`. */
   readonly missing: readonly string[]
 }
 
@@ -70,7 +72,18 @@ export function machineCpu(host: HostFeatures, spec: CpuSpec, options: CpuidOpti
 /** What a machine whose processor lacks something is told. */
 export function lackingMessage({ model }: CpuSpec, missing: readonly string[]): string {
   const which = model === 'host' ? '' : ` of ${model.name}`
-  return `KVM on this host does not offer ${missing.join(', ')}${which}: the guest goes without`
+  return `KVM on this host does not offer ${listed(missing)}${which}: the guest goes without`
+}
+
+/** What of vmx is missing only because its base is goes without saying. */
+export function missingBases(missing: readonly string[]): string[] {
+  return missing.filter(name => !VMX_FEATURE_NAMES.has(name) || !basesOf(name).some(base => missing.includes(base)))
+}
+
+function listed(missing: readonly string[]): string {
+  const bases = missingBases(missing)
+  const others = missing.length - bases.length
+  return others === 0 ? bases.join(', ') : `${bases.join(', ')} (and ${others} of vmx that need it)`
 }
 
 function hostCpu(host: HostFeatures, spec: CpuSpec, entries: CpuidDraft[]): MachineCpu {
@@ -146,6 +159,39 @@ export function modelFlags(
   return flags
 }
 
+/**
+ * What vmx offers to a guest of a model that has these flags: nothing without vmx.
+ * @param offered what KVM offers, for models that leave it to that
+ */
+export function modelVmx(
+  model: CpuModel,
+  { demanded, withheld }: Pick<CpuSpec, 'demanded' | 'withheld'>,
+  flags: ReadonlySet<string>,
+  offered: readonly string[] = [],
+): string[] {
+  const lacks = [...CPU_FLAG_DEPENDENTS.keys()].filter(base => CPU_FLAGS.has(base) && !flags.has(base))
+  const gone = withDependents([...withheld, ...lacks])
+  const own = model.vmx === 'host' ? offered : model.vmx
+  const wanted = new Set([...own, ...demanded.filter(name => VMX_FEATURE_NAMES.has(name))])
+  return [...VMX_FEATURE_NAMES].filter(name => wanted.has(name) && !gone.has(name))
+}
+
+/** @throws {ConfigError} `cpu`: something is demanded without what it needs */
+export function demandBasesOf(
+  spec: Pick<CpuSpec, 'text' | 'demanded'>,
+  wanted: ReadonlySet<string>,
+  offers: (flag: string) => boolean = () => true,
+): void {
+  for (const flag of spec.demanded) {
+    const extension = extensionWith(flag)
+    const base = basesOf(flag).find(base => !wanted.has(base))
+    // Where the host has no such extension, that is what is told.
+    if (base === undefined || (extension && wanted.has(extension) && !offers(extension))) continue
+    const remedy = `add +${base}, or leave out +${flag}`
+    throw new ConfigError('cpu', spec.text, `${flag} cannot be had without ${base}`, remedy)
+  }
+}
+
 function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCpu {
   const vendor = vendorOf(host.cpuid)
   const amd = isAmdVendor(vendor)
@@ -156,22 +202,11 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   demandNothingOf(withheld, spec)
   const added = ADDED_FLAGS.filter(flag => offers(flag) && !withheld.has(flag))
   const wanted = new Set([...modelFlags(model, spec), ...added])
-  // A model says nothing of what vmx offers: that is the host's, but for what depends on flags that the model lacks.
-  const lacks = [...CPU_FLAG_DEPENDENTS.keys()].filter(base => CPU_FLAGS.has(base) && !wanted.has(base))
-  const gone = withDependents([...withheld, ...lacks])
-  if (wanted.has('vmx')) for (const feature of vmx) if (!gone.has(feature)) wanted.add(feature)
-  for (const flag of spec.demanded) {
-    const extension = extensionWith(flag)
-    const base = basesOf(flag).find(base => !wanted.has(base))
-    // Where the host has no such extension, that is what is told.
-    if (base === undefined || (extension && wanted.has(extension) && !offers(extension))) continue
-    throw new ConfigError(
-      'cpu',
-      spec.text,
-      `${flag} cannot be had without ${base}`,
-      `add +${base}, or leave out +${flag}`,
-    )
-  }
+  const own = offers('vmx') ? modelVmx(model, spec, wanted, [...vmx]) : []
+  demandBasesOf(spec, new Set([...wanted, ...own]), offers)
+  const fixed = model.vmx !== 'host'
+  const blind = fixed && own.length > 0 && !choosesVmx(host)
+  if (!blind) for (const feature of own) wanted.add(feature)
   const lost = [...wanted].filter(flag => !offers(flag))
   for (const flag of withDependents(lost)) wanted.delete(flag)
   const width = physBitsOf(host.cpuid)
@@ -189,10 +224,12 @@ function modelCpu(host: HostFeatures, spec: CpuSpec, model: CpuModel): MachineCp
   return {
     cpuid,
     ...(told && { archCapabilities: bits & theirs }),
-    ...(wanted.has('vmx') && vmxCpu(host, spec, new Set([...VMX_FEATURE_NAMES].filter(name => !wanted.has(name))))),
+    ...(wanted.has('vmx') &&
+      vmxCpu(host, spec, new Set([...VMX_FEATURE_NAMES].filter(name => !wanted.has(name))), fixed)),
     missing: [
       ...(model.vendor === 'generic' || model.vendor === vendor ? [] : [`vendor-${model.vendor}`]),
       ...lost,
+      ...(blind ? ['vmx-feature-msrs'] : []),
       ...(told ? model.archCapabilities.filter(name => (archCapabilities([name]) & theirs) === 0n) : []),
       ...((spec.physBits ?? 0) > width ? [`phys-bits-${spec.physBits}`] : []),
     ],
@@ -226,20 +263,21 @@ function lacking(missing: readonly string[], spec: CpuSpec, offered: readonly Cp
     const extension = flag === 'vmx' || flag === 'svm' ? flag : extensionWith(flag)
     if (extension && !here.has(extension)) return cannotNest(extension, flag, spec, offered)
   }
-  const problem = `KVM on this host does not offer ${missing.join(', ')} to guests`
+  const problem = `KVM on this host does not offer ${listed(missing)} to guests`
   const all = spec.model !== 'host' && missing.every(name => isFeature(name) && !spec.demanded.includes(name))
-  const without = missing.map(name => `-${name}`).join(',')
+  const bases = missingBases(missing)
+  const without = bases.map(name => `-${name}`).join(',')
   const demanded = missing.filter(name => spec.demanded.includes(name)).map(name => `+${name}`)
   const ways = [
     ...(demanded.length > 0 ? [`leave out ${demanded.join(', ')}`] : []),
-    ...(all && missing.length <= SPELLED_OUT ? [`withhold them (${spec.text},${without})`] : []),
+    ...(all && bases.length <= SPELLED_OUT ? [`withhold them (${spec.text},${without})`] : []),
     ...(/(^|,)\s*enforce/.test(spec.text) ? [] : [`go without (${spec.text},check)`]),
     'or run on a host whose processor and kernel have it',
   ]
   return new ConfigError('cpu', spec.text, problem, ways.join(', '))
 }
 
-function isFeature(name: string): boolean {
+export function isFeature(name: string): boolean {
   return CPU_FLAGS.has(name) || VMX_FEATURE_NAMES.has(name)
 }
 

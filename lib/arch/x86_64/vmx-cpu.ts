@@ -9,10 +9,12 @@ import {
   vmxBitNames,
   vmxFeaturesOf,
   vmxMsrName,
+  withoutNamelessVmx,
   withoutVmxFeatures,
 } from '../../nested/vmx-switch.js'
 import type { HostFeatures } from './compatibility.js'
 import type { CpuSpec } from './cpu-spec.js'
+import { withDependents } from './cpuid.js'
 
 /** What of a machine's processor concerns vmx. */
 export interface VmxCpu {
@@ -20,14 +22,21 @@ export interface VmxCpu {
   readonly vmxSwitched?: ReadonlySet<string>
 }
 
+/** Whether KVM on this host lets user space choose what vmx offers (Linux 4.17). */
+export function choosesVmx({ featureMsrs }: Pick<HostFeatures, 'featureMsrs'>): boolean {
+  return featureMsrs.some(({ index }) => WRITABLE_VMX_MSRS.includes(index))
+}
+
 /**
  * The capabilities that KVM on this host offers, without `withheld` and what depends on it.
+ * @param exact nor has the guest what has no name yet, and KVM must have taken all
  * @throws {ConfigError} `cpu`: this KVM does not let user space choose, or a control could be neither on nor off
  */
 export function vmxCpu(
   { featureMsrs }: Pick<HostFeatures, 'featureMsrs'>,
-  spec: Pick<CpuSpec, 'text' | 'demanded' | 'withheld'>,
+  spec: Pick<CpuSpec, 'text' | 'model' | 'demanded' | 'withheld'>,
   withheld: ReadonlySet<string>,
+  exact = false,
 ): VmxCpu {
   const offered = new Map(
     featureMsrs.filter(({ index }) => WRITABLE_VMX_MSRS.includes(index)).map(({ index, value }) => [index, value]),
@@ -37,18 +46,31 @@ export function vmxCpu(
     const problem = `KVM on this host does not let anybody choose what vmx offers: it has no feature MSRs`
     throw new ConfigError('cpu', spec.text, problem, `leave out -${chosen}, or use Linux 4.17 or newer`)
   }
-  const cut = withoutVmxFeatures(offered, withheld)
+  const left = withoutVmxFeatures(offered, withheld)
+  const cut = exact ? withoutNamelessVmx(left) : left
   const before = new Set(impossibleControls(offered))
   const control = impossibleControls(cut).find(name => !before.has(name))
-  if (control !== undefined) {
-    const problem = `${control} would be neither on nor off: it is withheld, and cannot be left out either`
-    throw new ConfigError('cpu', spec.text, problem, `leave out -${control}, or what makes it be on always`)
-  }
-  const switched = [...spec.demanded, ...withheld].filter(name => VMX_FEATURE_NAMES.has(name))
+  if (control !== undefined) throw neitherOnNorOff(control, spec)
+  const switched = exact
+    ? [...VMX_FEATURE_NAMES]
+    : [...spec.demanded, ...withheld].filter(name => VMX_FEATURE_NAMES.has(name))
   return {
     vmxMsrs: [...cut].map(([index, value]) => ({ index, value })),
     ...(switched.length > 0 && { vmxSwitched: new Set(switched) }),
   }
+}
+
+function neitherOnNorOff(
+  control: string,
+  { text, model, withheld }: Pick<CpuSpec, 'text' | 'model' | 'withheld'>,
+): ConfigError {
+  const problem = `${control} would be neither on nor off: `
+  if (model === 'host' || withDependents(withheld).has(control)) {
+    const remedy = `leave out -${control}, or what makes it be on always`
+    return new ConfigError('cpu', text, `${problem}it is withheld, and cannot be left out either`, remedy)
+  }
+  const why = `${model.name} does not have it, and KVM on this host has it on always`
+  return new ConfigError('cpu', text, problem + why, `add +${control}`)
 }
 
 /**

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest'
+import { ARCH_CAPABILITIES } from '../../../lib/arch/x86_64/arch-capabilities.js'
 import { cpuBaseline, diffCpus, factsOfHost, factsOfModel, missingOf } from '../../../lib/arch/x86_64/cpu-compare.js'
 import { CPU_DUMP_SCHEMA, parseCpuDump } from '../../../lib/arch/x86_64/cpu-dump.js'
 import type { CpuHost } from '../../../lib/arch/x86_64/cpu-host.js'
@@ -62,23 +63,43 @@ describe('cpuBaseline', () => {
 
 describe('what vmx offers', () => {
   const spec = parseCpuSpec('Haswell,+vmx,-vmx-ept')
-  const shadow = { ...skylake, featureMsrs: machineCpu(skylake, parseCpuSpec('host,-vmx-ept')).vmxMsrs! }
+  const capabilities = skylake.featureMsrs.find(({ index }) => index === ARCH_CAPABILITIES)!
+  const cut = machineCpu(skylake, parseCpuSpec('host,-vmx-ept')).vmxMsrs!
+  const shadow = { ...skylake, featureMsrs: [capabilities, ...cut] }
 
-  test('is the host’s, and nothing without vmx', () => {
-    expect(factsOfModel(spec).vmx).toBeNull()
-    expect(factsOfModel(spec, skylake).vmx).toContain('vmx-vpid')
-    expect(factsOfModel(spec, skylake).vmx).not.toContain('vmx-pml')
-    expect(factsOfModel(parseCpuSpec('Haswell'), skylake).vmx).toEqual([])
+  test('is the model’s, and nothing without vmx', () => {
+    expect(factsOfModel(spec).vmx).toContain('vmx-vpid')
+    expect(factsOfModel(spec).vmx).toContain('vmx-invpcid-exit')
+    expect(factsOfModel(spec).vmx).not.toContain('vmx-eptad')
+    expect(factsOfModel(spec).vmx).not.toContain('vmx-tsc-scaling')
+    expect(facts('Haswell,+vmx,+vmx-tsc-scaling,-invpcid').vmx).toContain('vmx-tsc-scaling')
+    expect(facts('Haswell,+vmx,+vmx-tsc-scaling,-invpcid').vmx).not.toContain('vmx-invpcid-exit')
+    expect(facts('Haswell').vmx).toEqual([])
+    expect(() => facts('Haswell,+vmx-pml')).toThrow('vmx-pml cannot be had without vmx; add +vmx')
+    expect(() => facts('Nehalem,+vmx,+vmx-pml')).toThrow('vmx-pml cannot be had without vmx-eptad')
+    expect(factsOfHost(skylake, spec).vmx).toEqual(factsOfModel(spec).vmx)
     expect(factsOfHost(skylake).vmx).toContain('vmx-pml')
     expect(factsOfHost(skylake, parseCpuSpec('host,-vmx-ept')).vmx).not.toContain('vmx-pml')
     expect(factsOfHost(zen).vmx).toEqual([])
+  })
+
+  test('is the host’s with qemu64', () => {
+    const generic = parseCpuSpec('qemu64,+vmx,+vmx-pml')
+    expect(factsOfModel(generic).vmx).toBeNull()
+    expect(factsOfModel(generic, skylake).vmx).toContain('vmx-pml')
+    expect(factsOfModel(generic, zen).vmx).toEqual(['vmx-pml'])
+    expect(factsOfModel(parseCpuSpec('qemu64,+vmx'), shadow).vmx).not.toContain('vmx-ept')
+    expect(factsOfModel(parseCpuSpec('qemu64,+vmx'), shadow).vmx).toContain('vmx-vpid')
   })
 
   test('is told apart, where it is known of both', () => {
     const { onlyA, onlyB } = diffCpus(factsOfHost(skylake), factsOfHost(shadow))
     expect(onlyA).toEqual(expect.arrayContaining(['vmx-ept', 'vmx-pml']))
     expect(onlyB).toEqual([])
-    expect(diffCpus(factsOfModel(spec), factsOfHost(skylake)).onlyB.filter(name => name.startsWith('vmx-'))).toEqual([])
+    const models = diffCpus(facts('Haswell,+vmx'), facts('Broadwell,+vmx'))
+    expect(models.onlyB.filter(name => name.startsWith('vmx-'))).toEqual(['vmx-rdseed-exit', 'vmx-pml'])
+    const unknown = diffCpus(facts('qemu64,+vmx'), factsOfHost(skylake))
+    expect(unknown.onlyB.filter(name => name.startsWith('vmx-'))).toEqual([])
   })
 
   test('is in the baseline what all of the hosts offer', () => {
@@ -87,6 +108,35 @@ describe('what vmx offers', () => {
     expect(vmx).not.toContain('vmx-ept')
     expect(cpuBaseline([skylake]).vmx).toContain('vmx-ept')
     expect(cpuBaseline([zen]).vmx).toEqual([])
+  })
+
+  test('is withheld in the baseline where some host lacks it', () => {
+    const { nested, cpu } = cpuBaseline([skylake, shadow])
+    expect(nested).toMatch(/^SapphireRapids,\+vmx,/)
+    expect(nested).toContain(',-vmx-ept')
+    // What needs EPT is not named again.
+    expect(nested).not.toMatch(/-vmx-(pml|invept|eptad)/)
+    expect(cpu).not.toContain('vmx')
+    const [one, other] = [skylake, shadow].map(host => machineCpu(host, parseCpuSpec(nested!)))
+    expect(one!.vmxMsrs).toEqual(other!.vmxMsrs)
+    expect(one!.cpuid).toEqual(other!.cpuid)
+    expect([...one!.missing, ...other!.missing]).toEqual([])
+  })
+
+  test('is in no baseline where not all hosts nest, or not in one way', () => {
+    expect(cpuBaseline([skylake, hostWithout('vmx')]).nested).toBeNull()
+    expect(cpuBaseline([skylake, zen]).nested).toBeNull()
+    expect(cpuBaseline([zen]).nested).toMatch(/^EPYC-Genoa,\+svm,-vnmi/)
+    const old = { ...skylake, featureMsrs: [] }
+    expect(cpuBaseline([skylake, old]).nested).toBeNull()
+  })
+
+  test('a host that has on always what models lack keeps them from nesting there', () => {
+    const always = {
+      ...skylake,
+      featureMsrs: skylake.featureMsrs.map(m => (m.index === 0x48e ? { ...m, value: m.value | (1n << 17n) } : m)),
+    }
+    expect(cpuBaseline([always])).toMatchObject({ nested: null, cpu: expect.stringContaining('SapphireRapids') })
   })
 })
 

@@ -1,9 +1,10 @@
 import { describe, expect, test } from 'vitest'
 import { CPU_FLAG_DEPENDENTS, CPU_FLAGS } from '../../../lib/arch/x86_64/cpu-flags.js'
+import { CPU_MODELS, findCpuModel } from '../../../lib/arch/x86_64/cpu-models/models.js'
 import { featureNamed } from '../../../lib/arch/x86_64/cpu-names.js'
 import { extensionWith, parseCpuSpec } from '../../../lib/arch/x86_64/cpu-spec.js'
 import { flagsOf, withDependents } from '../../../lib/arch/x86_64/cpuid.js'
-import { type MachineCpu, machineCpu } from '../../../lib/arch/x86_64/machine-cpu.js'
+import { lackingMessage, type MachineCpu, machineCpu } from '../../../lib/arch/x86_64/machine-cpu.js'
 import { ConfigError } from '../../../lib/errors.js'
 import { VMX_DEPENDENCIES } from '../../../lib/nested/vmx-dependents.js'
 import { VMX_FEATURE_NAMES, VMX_FEATURES } from '../../../lib/nested/vmx-features.js'
@@ -267,9 +268,185 @@ describe('the dependencies', () => {
   })
 })
 
+/** A host with these bits changed in one MSR. */
+const altered = (index: number, change: (value: bigint) => bigint) => ({
+  ...intel,
+  featureMsrs: intel.featureMsrs.map(m => (m.index === index ? { ...m, value: change(m.value) } : m)),
+})
+const setOf = (name: string) => findCpuModel(name)!.vmx as readonly string[]
+const difference = (older: string, newer: string) => {
+  const [a, b] = [setOf(older), setOf(newer)]
+  const [added, gone] = [b.filter(name => !a.includes(name)), a.filter(name => !b.includes(name))]
+  return [...added.map(name => `+${name.slice(4)}`), ...gone.map(name => `-${name.slice(4)}`)].join(' ')
+}
+
 describe('models', () => {
-  test('have what the host offers, without what needs flags that they lack', () => {
-    expect([...VMX_FEATURE_NAMES].filter(name => !namesOf(cpuOf('Nehalem,+vmx')).has(name))).toEqual([
+  test('know what their vmx offers, but for qemu64', () => {
+    expect(CPU_MODELS.filter(({ vmx }) => vmx === 'host').map(({ name }) => name)).toEqual(['qemu64'])
+    for (const { name, vendor, vmx } of CPU_MODELS) {
+      if (vmx === 'host') continue
+      expect([name, vmx.filter(feature => !VMX_FEATURE_NAMES.has(feature))]).toEqual([name, []])
+      expect([name, new Set(vmx).size]).toEqual([name, vmx.length])
+      expect([name, vmx.length > 0]).toEqual([name, vendor !== 'AuthenticAMD'])
+    }
+  })
+
+  // As QEMU 7.2 answers (unavailable-features under TCG), and its text for SapphireRapids
+  test.each([
+    ['Nehalem', 'Westmere', '+unrestricted-guest +store-lma'],
+    ['Westmere', 'SandyBridge', ''],
+    ['SandyBridge', 'IvyBridge', '+posted-intr +apicv-register +apicv-vid +rdrand-exit'],
+    ['IvyBridge', 'Haswell', '+invpcid-exit +vmfunc +shadow-vmcs +vmwrite-vmexit-fields +eptad +eptp-switching'],
+    ['Haswell', 'Broadwell', '+rdseed-exit +pml'],
+    ['Broadwell', 'Skylake-Client', '-apicv-x2apic -posted-intr -apicv-register -apicv-vid'],
+    ['Broadwell', 'Skylake-Server', '-eptp-switching'],
+    ['Skylake-Server', 'Cascadelake-Server', ''],
+    ['Cascadelake-Server', 'Icelake-Server', '-rdseed-exit -pml'],
+    ['Icelake-Server', 'SapphireRapids', '+eptp-switching +rdseed-exit +pml +xsaves +page-walk-5'],
+  ])('from %s to %s', (older, newer, changes) => {
+    expect(difference(older, newer).split(' ').sort()).toEqual(changes.split(' ').sort())
+  })
+
+  // QEMU's words made MSRs (make_vmx_msr_value); the numbers are the host's.
+  test.each([
+    [
+      'SapphireRapids,+vmx',
+      {
+        1152: 'd8100011e57ed0',
+        1165: 'ff00000016',
+        1166: 'fff9fffe04006172',
+        1163: '137bff00000000',
+        1167: '7fffff00036dfb',
+        1168: 'f3ff000011fb',
+        1157: '20000065',
+        1164: 'f01063340c1',
+        1169: '1',
+      },
+    ],
+    [
+      'kvm64,+vmx',
+      {
+        1152: '18100011e57ed0',
+        1165: '1f00000016',
+        1166: '67b9fffe0401e172',
+        1163: '0',
+        1167: '3efff00036dff',
+        1168: '13ff000011ff',
+        1157: '45',
+        1164: '0',
+        1169: '0',
+      },
+    ],
+  ])('%s has the MSRs that it has under QEMU', (spec, expected) => {
+    const msrs = msrsOf(cpuOf(spec))
+    const shown = Object.keys(expected).map(index => [index, hex(msrs.get(Number(index)))])
+    expect(Object.fromEntries(shown)).toEqual(expected)
+    expect(msrs.size).toBe(12)
+  })
+
+  test.each(CPU_MODELS.filter(({ vendor, vmx }) => vendor !== 'AuthenticAMD' && vmx !== 'host').map(m => m.name))(
+    '%s has its own set, less what needs flags that it lacks, and that holds together',
+    name => {
+      const cpu = cpuOf(`${name},+vmx`)
+      const [left, flags] = [namesOf(cpu), new Set(flagsOf(cpu.cpuid))]
+      const lost = setOf(name).filter(feature => !left.has(feature))
+      expect(lost).toEqual(['Nehalem', 'Westmere'].includes(name) ? ['vmx-rdtscp-exit'] : [])
+      expect([...left].filter(feature => !setOf(name).includes(feature))).toEqual([])
+      for (const { base, dependents } of VMX_DEPENDENCIES) {
+        if (left.has(base) || flags.has(base)) continue
+        expect([base, dependents.filter(dependent => left.has(dependent))]).toEqual([base, []])
+      }
+      expect(impossibleControls(msrsOf(cpu))).toEqual([])
+      expect(cpu.vmxSwitched).toEqual(VMX_FEATURE_NAMES)
+    },
+  )
+
+  test('are the same on hosts that offer different things', () => {
+    const lesser = { ...without('vmx-tsc-scaling', 'vmx-pml', 'vmx-entry-load-bndcfgs', 'vmx-zero-len-inject') }
+    expect(cpuOf('Haswell,+vmx', lesser).vmxMsrs).toEqual(cpuOf('Haswell,+vmx').vmxMsrs)
+    // Controls and capabilities that nobody has named yet.
+    const newer = [
+      altered(0x48b, value => value | (1n << 54n)),
+      altered(0x48e, value => value | (1n << 32n)),
+      altered(0x48c, value => value | (1n << 60n)),
+      altered(0x485, value => value | (1n << 9n)),
+      altered(0x480, value => value | (1n << 57n)),
+    ]
+    for (const host of newer) {
+      expect(msrsOf(cpuOf('host', host))).not.toEqual(msrsOf(cpuOf('host')))
+      expect(cpuOf('Haswell,+vmx', host).vmxMsrs).toEqual(cpuOf('Haswell,+vmx').vmxMsrs)
+    }
+    // Numbers are not capabilities.
+    const revised = altered(0x480, value => value + 1n)
+    expect(msrsOf(cpuOf('Haswell,+vmx', revised)).get(0x480)).toBe(msrsOf(cpuOf('Haswell,+vmx')).get(0x480)! + 1n)
+  })
+
+  test('what must be 1 stays possible, named or not', () => {
+    const forced = altered(0x48d, value => value | (1n << 36n) | (1n << 4n) | (1n << 42n) | (1n << 10n))
+    expect(msrsOf(cpuOf('Haswell,+vmx', forced)).get(0x48d)).toBe(0x4ff_0000_0416n)
+    const host = altered(0x48b, value => value | 0x1000_0000n)
+    expect(() => cpuOf('Haswell,+vmx', host)).toThrow(ConfigError)
+    expect(() =>
+      cpuOf(
+        'Haswell,+vmx',
+        altered(0x48b, value => value | (1n << 25n)),
+      ),
+    ).toThrow(
+      'vmx-tsc-scaling would be neither on nor off: Haswell does not have it, and KVM on this host has it on always; add +vmx-tsc-scaling',
+    )
+    expect(() =>
+      cpuOf(
+        'Haswell,+vmx,-vmx-ept',
+        altered(0x48b, value => value | 2n),
+      ),
+    ).toThrow('vmx-ept would be neither on nor off: it is withheld')
+  })
+
+  test('take what is demanded, and leave what is withheld, with what depends on it', () => {
+    expect(namesOf(cpuOf('Haswell,+vmx,+vmx-tsc-scaling'))).toContain('vmx-tsc-scaling')
+    expect(namesOf(cpuOf('Skylake-Server,+vmx,+xsaves,+vmx-xsaves'))).toContain('vmx-xsaves')
+    expect(namesOf(cpuOf('Nehalem,+vmx,+rdtscp'))).toContain('vmx-rdtscp-exit')
+    const shadow = namesOf(cpuOf('Broadwell,+vmx,-vmx-ept,-rdseed'))
+    for (const name of withDependents(['vmx-ept', 'rdseed'])) expect(shadow).not.toContain(name)
+    expect(flagsOf(cpuOf('Nehalem,+vmx,-vmx-ept').cpuid)).toContain('vmx')
+    expect(() => cpuOf('Nehalem,+vmx,+vmx-pml')).toThrow('vmx-pml cannot be had without vmx-eptad; add +vmx-eptad')
+    expect(cpuOf('Haswell').vmxMsrs).toBeUndefined()
+  })
+
+  test('name what the host lacks, and not all that needs it', () => {
+    const host = without('vmx-ept', 'vmx-vpid', 'vmx-mtf', 'vmx-cr3-load-noexit')
+    const problem =
+      'KVM on this host does not offer vmx-mtf, vmx-cr3-load-noexit, vmx-ept, vmx-vpid (and 16 of vmx that need it) to guests; ' +
+      'withhold them (Haswell,+vmx,-vmx-mtf,-vmx-cr3-load-noexit,-vmx-ept,-vmx-vpid), go without (Haswell,+vmx,check)'
+    expect(() => cpuOf('Haswell,+vmx', host)).toThrow(problem)
+    const { missing, vmxMsrs } = cpuOf('Haswell,+vmx,check', host)
+    expect(missing).toHaveLength(20)
+    expect(missing).toEqual(expect.arrayContaining(['vmx-invept', 'vmx-unrestricted-guest', 'vmx-invvpid']))
+    expect(lackingMessage(parseCpuSpec('Haswell,+vmx,check'), missing)).toBe(
+      'KVM on this host does not offer vmx-mtf, vmx-cr3-load-noexit, vmx-ept, vmx-vpid (and 16 of vmx that need it) of Haswell: ' +
+        'the guest goes without',
+    )
+    // As the remedy says, on either host.
+    const remedied = 'Haswell,+vmx,-vmx-mtf,-vmx-cr3-load-noexit,-vmx-ept,-vmx-vpid'
+    expect(cpuOf(remedied, host)).toMatchObject({ missing: [], vmxMsrs })
+    expect(cpuOf(remedied).vmxMsrs).toEqual(vmxMsrs)
+  })
+
+  test('a host that cannot nest lacks vmx, and no more is told', () => {
+    expect(cpuOf('Haswell,+vmx,check', { ...intel, cpuid: cpuOf('host,-vmx').cpuid }).missing).toEqual(['vmx'])
+    expect(() => cpuOf('Haswell,+vmx', amd)).toThrow('this host has svm, not vmx')
+  })
+
+  test('a KVM that lets nobody choose gives no model its own', () => {
+    const old = { ...intel, featureMsrs: intel.featureMsrs.filter(({ index }) => index === 0x10a) }
+    expect(() => cpuOf('Haswell,+vmx', old)).toThrow('does not offer vmx-feature-msrs to guests; go without')
+    expect(cpuOf('Haswell,+vmx,check', old)).toMatchObject({ missing: ['vmx-feature-msrs'], vmxMsrs: [] })
+    expect(() => cpuOf('Haswell,+vmx,+vmx-ept', old)).toThrow('does not offer vmx-ept, vmx-feature-msrs to guests')
+    expect(cpuOf('qemu64,+vmx', old)).toMatchObject({ missing: [], vmxMsrs: [] })
+  })
+
+  test('qemu64 has what the host offers, without what needs flags that it lacks', () => {
+    expect([...VMX_FEATURE_NAMES].filter(name => !namesOf(cpuOf('qemu64,+vmx')).has(name))).toEqual([
       'vmx-nested-exception',
       'vmx-rdtscp-exit',
       'vmx-rdrand-exit',
@@ -286,9 +463,8 @@ describe('models', () => {
       'vmx-entry-load-fred',
       'vmx-intel-pt',
     ])
-    expect(namesOf(cpuOf('Nehalem,+vmx,+rdtscp'))).toContain('vmx-rdtscp-exit')
-    expect(namesOf(cpuOf('Nehalem,+vmx,-vmx-ept'))).not.toContain('vmx-pml')
-    expect(flagsOf(cpuOf('Nehalem,+vmx,-vmx-ept').cpuid)).toContain('vmx')
+    expect(cpuOf('qemu64,+vmx,-vmx-ept').vmxSwitched).toContain('vmx-pml')
+    expect(namesOf(cpuOf('qemu64,+vmx', without('vmx-pml')))).not.toContain('vmx-pml')
   })
 
   test('what a model is demanded to have needs what it needs', () => {

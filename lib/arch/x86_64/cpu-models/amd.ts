@@ -1,10 +1,10 @@
 import { type CpuModel, caches, QEMU_SOURCE, since } from './cpu-model.js'
 import { COMMON_CACHES, kvm64 } from './generic.js'
 
-type Facts = Omit<CpuModel, 'vendor' | 'archCapabilities' | 'source'>
+type Facts = Omit<CpuModel, 'vendor' | 'vmx' | 'archCapabilities' | 'source'>
 
 function amd(facts: Facts): CpuModel {
-  return { vendor: 'AuthenticAMD', archCapabilities: [], source: `${QEMU_SOURCE}, ${facts.name}-v1`, ...facts }
+  return { vendor: 'AuthenticAMD', vmx: [], archCapabilities: [], source: `${QEMU_SOURCE}, ${facts.name}-v1`, ...facts }
 }
 
 const opteronG3 = amd({

@@ -22,6 +22,11 @@ export interface CpuModel {
   readonly extendedLevel: number
   /** By the names of /proc/cpuinfo. */
   readonly flags: readonly string[]
+  /**
+   * What vmx offers, by QEMU's names (`vmx-ept`); only with the flag vmx. `host`: the model does not say, and a guest has what KVM on its
+   * host offers.
+   */
+  readonly vmx: readonly string[] | 'host'
   /** Bits of IA32_ARCH_CAPABILITIES, by QEMU's names; only with the flag arch_capabilities. */
   readonly archCapabilities: readonly string[]
   readonly caches: readonly ModelCache[]

@@ -1,4 +1,5 @@
 import { type CpuModel, caches, QEMU_SOURCE, words } from './cpu-model.js'
+import { KVM64_VMX } from './intel-vmx.js'
 
 /** QEMU's caches of every model that has none of its own. */
 export const COMMON_CACHES = caches(
@@ -23,6 +24,7 @@ export const kvm64: CpuModel = {
   level: 0xd,
   extendedLevel: 0x80000008,
   flags: [...COMMON_FLAGS, 'vme'],
+  vmx: KVM64_VMX,
   archCapabilities: [],
   caches: COMMON_CACHES,
   source: `${QEMU_SOURCE}, kvm64-v1`,
@@ -38,6 +40,8 @@ export const qemu64: CpuModel = {
   level: 0xd,
   extendedLevel: 0x8000000a,
   flags: [...COMMON_FLAGS, 'lahf_lm', 'svm'],
+  // QEMU gives nothing with `qemu64,+vmx`: no KVM loads there.
+  vmx: 'host',
   archCapabilities: [],
   caches: COMMON_CACHES,
   source: `${QEMU_SOURCE}, qemu64-v1`,

@@ -1,7 +1,18 @@
 import { type CpuModel, QEMU_SOURCE, since, words } from './cpu-model.js'
 import { COMMON_CACHES, kvm64 } from './generic.js'
+import {
+  BROADWELL_VMX,
+  HASWELL_VMX,
+  ICELAKE_SERVER_VMX,
+  IVY_BRIDGE_VMX,
+  NEHALEM_VMX,
+  SAPPHIRE_RAPIDS_VMX,
+  SKYLAKE_CLIENT_VMX,
+  SKYLAKE_SERVER_VMX,
+  WESTMERE_VMX,
+} from './intel-vmx.js'
 
-type Facts = Pick<CpuModel, 'name' | 'model' | 'stepping' | 'brand' | 'flags'> & Partial<CpuModel>
+type Facts = Pick<CpuModel, 'name' | 'model' | 'stepping' | 'brand' | 'flags' | 'vmx'> & Partial<CpuModel>
 
 function intel(facts: Facts): CpuModel {
   return {
@@ -23,6 +34,7 @@ const nehalem = intel({
   brand: 'Intel Core i7 9xx (Nehalem Class Core i7)',
   level: 0xb,
   flags: since(kvm64, 'ssse3 sse4_1 sse4_2 popcnt lahf_lm'),
+  vmx: NEHALEM_VMX,
 })
 
 const westmere = intel({
@@ -32,6 +44,7 @@ const westmere = intel({
   brand: 'Westmere E56xx/L56xx/X56xx (Nehalem-C)',
   level: 0xb,
   flags: since(nehalem, 'pclmulqdq aes arat'),
+  vmx: WESTMERE_VMX,
 })
 
 const sandyBridge = intel({
@@ -40,6 +53,7 @@ const sandyBridge = intel({
   stepping: 1,
   brand: 'Intel Xeon E312xx (Sandy Bridge)',
   flags: since(westmere, 'x2apic tsc_deadline_timer xsave avx xsaveopt rdtscp'),
+  vmx: WESTMERE_VMX,
 })
 
 const ivyBridge = intel({
@@ -48,6 +62,7 @@ const ivyBridge = intel({
   stepping: 9,
   brand: 'Intel Xeon E3-12xx v2 (Ivy Bridge)',
   flags: since(sandyBridge, 'f16c rdrand fsgsbase smep erms'),
+  vmx: IVY_BRIDGE_VMX,
 })
 
 const haswell = intel({
@@ -56,6 +71,7 @@ const haswell = intel({
   stepping: 4,
   brand: 'Intel Core Processor (Haswell)',
   flags: since(ivyBridge, 'fma pcid movbe bmi1 hle avx2 bmi2 invpcid rtm abm'),
+  vmx: HASWELL_VMX,
 })
 
 const broadwell = intel({
@@ -64,6 +80,7 @@ const broadwell = intel({
   stepping: 2,
   brand: 'Intel Core Processor (Broadwell)',
   flags: since(haswell, 'rdseed adx smap 3dnowprefetch'),
+  vmx: BROADWELL_VMX,
 })
 
 const skylakeClient = intel({
@@ -72,6 +89,7 @@ const skylakeClient = intel({
   stepping: 3,
   brand: 'Intel Core Processor (Skylake)',
   flags: since(broadwell, 'xsavec xgetbv1'),
+  vmx: SKYLAKE_CLIENT_VMX,
 })
 
 const skylakeServer = intel({
@@ -80,6 +98,7 @@ const skylakeServer = intel({
   stepping: 4,
   brand: 'Intel Xeon Processor (Skylake)',
   flags: since(skylakeClient, 'avx512f avx512dq clflushopt clwb avx512cd avx512bw avx512vl pku pdpe1gb'),
+  vmx: SKYLAKE_SERVER_VMX,
 })
 
 const cascadelakeServer = intel({
@@ -88,6 +107,7 @@ const cascadelakeServer = intel({
   stepping: 6,
   brand: 'Intel Xeon Processor (Cascadelake)',
   flags: since(skylakeServer, 'avx512_vnni ibrs ibpb ssbd'),
+  vmx: SKYLAKE_SERVER_VMX,
 })
 
 const icelakeServer = intel({
@@ -99,6 +119,7 @@ const icelakeServer = intel({
     cascadelakeServer,
     'avx512vbmi umip avx512_vbmi2 gfni vaes vpclmulqdq avx512_bitalg avx512_vpopcntdq la57 wbnoinvd',
   ),
+  vmx: ICELAKE_SERVER_VMX,
 })
 
 const sapphireRapids = intel({
@@ -113,6 +134,7 @@ const sapphireRapids = intel({
       'arch_capabilities avx_vnni avx512_bf16 fzrm fsrs fsrc xsaves xfd',
   ),
   archCapabilities: words('rdctl-no ibrs-all skip-l1dfl-vmentry mds-no pschange-mc-no taa-no'),
+  vmx: SAPPHIRE_RAPIDS_VMX,
 })
 
 /** Oldest first. */
