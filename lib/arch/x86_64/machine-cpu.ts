@@ -47,7 +47,8 @@ export interface MachineCpu {
   readonly vmxSwitched?: ReadonlySet<string>
   /**
    * What was asked for and cannot be had here: flags, `phys-bits-46`, `vendor-AuthenticAMD`, `mds-no`,
-   * `vmx-feature-msrs` (this KVM lets nobody choose what vmx offers). Empty with `enforce`. */
+   * `vmx-feature-msrs` (this KVM lets nobody choose what vmx offers). Empty with `enforce`.
+   */
   readonly missing: readonly string[]
 }
 
