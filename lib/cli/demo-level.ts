@@ -42,7 +42,6 @@ export interface BootOptions extends FollowOptions {
   readonly kernel: string
   readonly initrd: string
   readonly memory: string
-  readonly cpu: string
   /** Where the machine is saved once the last level counts; then it ends. */
   readonly saveTo?: string
 }
@@ -53,9 +52,9 @@ export interface BootOptions extends FollowOptions {
  * @throws {LevelError} it ended in another way, or did not say what it is
  */
 export async function bootLevel(options: BootOptions, tell: (event: LevelEvent) => void): Promise<string | undefined> {
-  const { level, kernel, initrd, memory, cpu } = options
+  const { level, kernel, initrd, memory } = options
   tell({ level, doing: `creating the L${level} machine` })
-  await using machine = await Machine.create({ kernel, initrd, memory, cpu, cmdline: QUICK_CMDLINE, reboot: false })
+  await using machine = await Machine.create({ kernel, initrd, memory, cmdline: QUICK_CMDLINE, reboot: false })
   await machine.start()
   tell({ level, doing: `booting the L${level} kernel` })
   return await follow(machine, options, tell)

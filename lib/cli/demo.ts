@@ -107,10 +107,7 @@ async function runLevel(options: DemoOptions): Promise<number> {
       await bootTower({ kernel, initrd, levels, timeout }, tellBelow)
     } else {
       const level = here + 1
-      await bootLevel(
-        { level, kernel, initrd, memory: memoryOf(level, levels), cpu: cpuOf(levels), timeout },
-        tellBelow,
-      )
+      await bootLevel({ level, kernel, initrd, memory: memoryOf(level, levels), timeout }, tellBelow)
     }
     return exitCode.ok
   } catch (error) {
@@ -134,14 +131,6 @@ function memoryOf(level: number, levels: number): string {
   return MEMORY[levels - level]!
 }
 
-/**
- * With three guests in the emulated host, a kernel hung in seven runs of eight, in an interrupt that came where it had them off; without a
- * virtual GIF in one of four.
- */
-function cpuOf(levels: number): string {
-  return levels > 2 ? 'host,-vgif' : 'host'
-}
-
 /** Boots L1 with all above it on this host, saves them while the last one counts, and lets them go on in a new process. */
 async function bootTower({ kernel, initrd, levels, timeout, abort }: TowerOptions, tell: (event: LevelEvent) => void) {
   const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-tower-'))
@@ -149,7 +138,7 @@ async function bootTower({ kernel, initrd, levels, timeout, abort }: TowerOption
   const common = { timeout, ...(abort && { abort }) }
   try {
     const memory = memoryOf(1, levels)
-    const begun = await bootLevel({ level: 1, kernel, initrd, memory, cpu: cpuOf(levels), saveTo, ...common }, tell)
+    const begun = await bootLevel({ level: 1, kernel, initrd, memory, saveTo, ...common }, tell)
     if (begun === undefined) {
       throw new LevelError(1, `L1 powered off before L${levels} counted far enough to be saved`, '')
     }
