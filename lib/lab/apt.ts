@@ -1,4 +1,5 @@
-import { access, mkdir, readdir, rm, writeFile } from 'node:fs/promises'
+import type { Dirent } from 'node:fs'
+import { access, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ConfigError } from '../errors.js'
 import { findProgram, outputOf } from './command.js'
@@ -50,16 +51,24 @@ export async function unpackPackage(
 }
 
 /**
- * Downloads the upstream archive of a source package from another `suite` of the distribution that this machine's apt sources name, and
- * unpacks it into `directory`. This machine's own apt sources and lists stay as they are.
+ * Downloads a source package from another `suite` of the distribution that this machine's apt sources name, and unpacks it into `directory`, which
+ * is made: the upstream archive, and with `patched` the distribution's patches too, for which dpkg-source has to be there. This machine's own apt
+ * sources and lists stay as they are.
  *
  * @throws ConfigError where there is no apt, or it cannot be had.
  */
-export async function unpackSource(name: string, suite: string, directory: string, progress: Progress): Promise<void> {
+export async function unpackSource(
+  name: string,
+  suite: string,
+  directory: string,
+  progress: Progress,
+  { patched = false } = {},
+): Promise<void> {
   await needApt(name)
   await withUpdate(name, progress, async () => {
     progress(`downloading the source of ${name} from ${suite}`)
-    const work = join(directory, 'apt')
+    const work = `${directory}.apt`
+    await rm(work, { recursive: true, force: true })
     const lists = join(work, 'lists')
     await mkdir(join(lists, 'partial'), { recursive: true })
     const sources = join(work, 'suite.sources')
@@ -68,11 +77,22 @@ export async function unpackSource(name: string, suite: string, directory: strin
     own.push(`Dir::Cache=${work}`, 'APT::Sandbox::User=root')
     const options = own.flatMap(option => ['-o', option])
     await outputOf('apt-get', ['update', '-q', ...options])
-    await outputOf('apt-get', ['source', '-q', '--tar-only', ...options, name], work)
-    const archive = (await readdir(work)).find(file => file.startsWith(`${name}_`) && file.includes('.orig.tar'))
-    if (archive === undefined) throw new Error(`apt-get source ${name} left no archive`)
-    progress(`unpacking ${archive}`)
-    await outputOf('tar', ['-xf', join(work, archive), '-C', directory, '--strip-components=1'])
+    const source = join(work, 'source')
+    await mkdir(source)
+    await outputOf('apt-get', ['source', '-q', ...(patched ? [] : ['--tar-only']), ...options, name], source)
+    const found = (is: (file: Dirent) => boolean) => entries.find(is)?.name
+    const entries = await readdir(source, { withFileTypes: true })
+    const tree = found(entry => entry.isDirectory())
+    const archive = found(({ name: file }) => file.startsWith(`${name}_`) && file.includes('.orig.tar'))
+    if (patched && tree !== undefined) {
+      await rename(join(source, tree), directory)
+    } else if (!patched && archive !== undefined) {
+      progress(`unpacking ${archive}`)
+      await mkdir(directory, { recursive: true })
+      await outputOf('tar', ['-xf', join(source, archive), '-C', directory, '--strip-components=1'])
+    } else {
+      throw new Error(`apt-get source ${name} left nothing of it`)
+    }
     await rm(work, { recursive: true })
   })
 }
@@ -105,16 +125,17 @@ export async function aptProxy(): Promise<string[]> {
   return value === undefined ? [] : [`http_proxy=${value}`]
 }
 
-/** Installs a package on this machine, where we are root. Throws ConfigError otherwise, saying what to run. */
-export async function installPackage(name: string, field: string, progress: Progress): Promise<void> {
+/** Installs packages on this machine, where we are root. Throws ConfigError otherwise, saying what to run. */
+export async function installPackages(names: readonly string[], field: string, progress: Progress): Promise<void> {
+  const name = names.join(' ')
   const command = `apt-get install --no-install-recommends ${name}`
   if (process.getuid?.() !== 0) {
-    throw new ConfigError(field, '', 'is not installed', `run: sudo ${command}`)
+    throw new ConfigError(field, '', `needs ${names.join(', ')}`, `run: sudo ${command}`)
   }
   await needApt(name)
   await withUpdate(name, progress, async () => {
     progress(`installing ${name}`)
-    await outputOf('apt-get', ['install', '-y', '-q', '--no-install-recommends', ...WAIT_FOR_LOCK, name])
+    await outputOf('apt-get', ['install', '-y', '-q', '--no-install-recommends', ...WAIT_FOR_LOCK, ...names])
   })
 }
 

@@ -4,7 +4,7 @@ import { join, relative } from 'node:path'
 import { gunzipSync } from 'node:zlib'
 import { programFiles } from '../boot/program-files.js'
 import { ConfigError } from '../errors.js'
-import { installPackage, kernelPackages, type Progress, unpackPackage } from './apt.js'
+import { installPackages, kernelPackages, type Progress, unpackPackage } from './apt.js'
 import { buildBochs, builtBochs } from './bochs-build.js'
 import { cached } from './cache.js'
 import { findProgram, outputOf } from './command.js'
@@ -12,6 +12,7 @@ import { guestDiskRecipe, makeGuestDisk } from './guest-disk.js'
 import { APPLETS } from './guest-files.js'
 import { hasPvhEntry, unpackKernel } from './kernel-image.js'
 import { ModuleTree } from './modules.js'
+import { buildQemu, builtQemu } from './qemu-build.js'
 import { diskInitrd, makeRootDisk, rootDiskRecipe } from './root-disk.js'
 
 export { cacheDirectory } from './cache.js'
@@ -39,11 +40,22 @@ export interface BochsAsset {
   readonly fast: boolean
 }
 
+/** What interprets the emulated host with svm. */
+export interface LabQemuAsset {
+  readonly program: string
+  /** Where its firmware is, if not in its own places. */
+  readonly firmware?: string
+  /** Mended, and without KVM; the distribution's QEMU now and then gives a guest an interrupt twice. */
+  readonly mended: boolean
+}
+
 /** What can be found or fetched. */
 export interface Assets {
   /** Bochs, the fast one where `setUpLab` has built it. */
   readonly bochs: BochsAsset
   readonly qemu: { readonly program: string; readonly version: string }
+  /** The mended QEMU where `setUpLab` has built it, else `qemu`. */
+  readonly labQemu: LabQemuAsset
   /** Debian's generic kernel: it has 9p and every device. For the emulated host. */
   readonly labKernel: KernelAsset
   /** Debian's cloud kernel: small and quick to boot. For guests. */
@@ -154,6 +166,7 @@ export async function ensureAssets<K extends AssetKind>(
 
 const ensure: { [K in AssetKind]: (progress: Progress) => Promise<Assets[K]> } = {
   qemu: ensureQemu,
+  labQemu: ensureLabQemu,
   bochs: ensureBochs,
   busybox: ensureBusybox,
   labKernel: progress => ensureKernel('labKernel', progress),
@@ -208,7 +221,7 @@ async function ensureXen(progress: Progress): Promise<Assets['xen']> {
 async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
   let program = await findProgram(QEMU)
   if (program === undefined) {
-    await installPackage('qemu-system-x86', QEMU, progress)
+    await installPackages(['qemu-system-x86'], QEMU, progress)
     program = await findProgram(QEMU)
   }
   if (program === undefined) {
@@ -241,6 +254,17 @@ async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
   return { program, version: `${major}.${minor}` }
 }
 
+/** The mended one where it has been built; else Debian's. */
+async function ensureLabQemu(progress: Progress): Promise<LabQemuAsset> {
+  const built = await builtQemu()
+  if (built !== undefined) return { program: join(built, QEMU), firmware: built, mended: true }
+  progress(
+    'this QEMU can give a guest an interrupt twice, which then hangs; `nested-kvm lab setup` builds one that does not',
+  )
+  const { program } = await ensureQemu(progress)
+  return { program, mended: false }
+}
+
 /** The fast build where there is one; else Debian's, which is several times slower. */
 async function ensureBochs(progress: Progress): Promise<BochsAsset> {
   const built = await builtBochs()
@@ -249,7 +273,7 @@ async function ensureBochs(progress: Progress): Promise<BochsAsset> {
   let program = await findProgram('bochs')
   if (program === undefined) {
     // Which brings bochs itself, with the plainest of its displays.
-    await installPackage('bochs-term', 'bochs', progress)
+    await installPackages(['bochs-term'], 'bochs', progress)
     program = await findProgram('bochs')
   }
   if (program === undefined) {
@@ -271,19 +295,20 @@ async function ensureBochs(progress: Progress): Promise<BochsAsset> {
 
 async function firmware(paths: readonly string[], name: string, progress: Progress): Promise<string> {
   const there = () => paths.find(path => existsSync(path))
-  if (there() === undefined) await installPackage(name, 'bochs', progress)
+  if (there() === undefined) await installPackages([name], 'bochs', progress)
   const found = there()
   if (found !== undefined) return found
   throw new ConfigError('bochs', paths[0], 'is missing', 'run: nested-kvm lab setup --vendor vmx')
 }
 
 /**
- * Fetches all that the lab of a vendor needs, so that it starts without a wait. For vmx that is Bochs, built for speed from the distribution's
- * source. Throws as `ensureAssets` does.
+ * Fetches all that the lab of a vendor needs, so that it starts without a wait. Its emulator is built from the distribution's source: for svm a QEMU
+ * with its faults mended, for vmx a fast Bochs. Throws as `ensureAssets` does.
  */
 export async function setUpLab(vendor: 'svm' | 'vmx', options: { onProgress?: Progress } = {}): Promise<void> {
-  if (vendor === 'vmx') await buildBochs(options.onProgress ?? (() => {}))
-  await ensureAssets([vendor === 'vmx' ? 'bochs' : 'qemu', 'labKernel', 'busybox'], options)
+  const build = vendor === 'vmx' ? buildBochs : buildQemu
+  await build(options.onProgress ?? (() => {}))
+  await ensureAssets([vendor === 'vmx' ? 'bochs' : 'labQemu', 'labKernel', 'busybox'], options)
 }
 
 function fastBochs(directory: string): BochsAsset {

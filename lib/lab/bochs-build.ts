@@ -1,11 +1,10 @@
-import { spawn } from 'node:child_process'
 import { copyFile, mkdir, readdir, rm } from 'node:fs/promises'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { ConfigError } from '../errors.js'
 import { type Progress, unpackSource } from './apt.js'
 import { type CacheEntry, cached, inCache } from './cache.js'
 import { findProgram, outputOf } from './command.js'
+import { type Compilation, compile } from './compile.js'
 
 /** Debian's suite that has Bochs 3.0, the version that the lab was tried with. */
 const SUITE = 'trixie'
@@ -65,7 +64,7 @@ export async function buildBochs(progress: Progress): Promise<string> {
     await unpackSource('bochs', SUITE, source, progress)
     progress('configuring Bochs')
     await outputOf('./configure', [...OPTIONS, ...FLAGS], source)
-    await make(source, progress)
+    await compile(makeIn(source), progress)
     await outputOf('strip', [join(source, 'bochs')]).catch(() => {})
     await copyFile(join(source, 'bochs'), join(work, 'bochs'))
     const bios = await readdir(join(source, 'bios'))
@@ -83,27 +82,11 @@ function named(files: readonly string[], start: string): string {
   return found
 }
 
-/** Runs make(1) and tells every tenth how far it is. */
-async function make(directory: string, progress: Progress): Promise<void> {
-  const jobs = availableParallelism()
-  progress(`building Bochs with ${jobs} processes: some minutes`)
-  await new Promise<void>((resolve, reject) => {
-    const child = spawn('make', [`-j${jobs}`], { cwd: directory, stdio: ['ignore', 'pipe', 'pipe'] })
-    let [compiled, told, complaint] = [0, 0, '']
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      compiled += text.match(/^(g\+\+|gcc|cc) .*-c /gm)?.length ?? 0
-      const percent = Math.min(99, Math.floor((compiled / COMPILATIONS) * 100))
-      if (percent < told + 10) return
-      told = percent - (percent % 10)
-      progress(`building Bochs: ${told} %`)
-    })
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      complaint = (complaint + text).slice(-2000)
-    })
-    child.once('error', reject)
-    child.once('close', code => {
-      if (code === 0) resolve()
-      else reject(new ConfigError('Bochs', '', `does not build: ${complaint.trim()}`, "install Debian's bochs instead"))
-    })
-  })
+function makeIn(directory: string): Compilation {
+  let compiled = 0
+  const done = (text: string) => {
+    compiled += text.match(/^(g\+\+|gcc|cc) .*-c /gm)?.length ?? 0
+    return compiled / COMPILATIONS
+  }
+  return { what: 'Bochs', command: 'make', args: [], directory, done, remedy: "install Debian's bochs instead" }
 }

@@ -252,7 +252,7 @@ async function emulatorFor(
   }
   switch (vendor) {
     case 'svm':
-      return qemuEmulator((await ensureAssets(['qemu'], fetching)).qemu.program, clock)
+      return qemuEmulator((await ensureAssets(['labQemu'], fetching)).labQemu, clock)
     case 'vmx':
       if (clock === 'host') {
         const remedy = 'leave it out, or use the svm lab'

@@ -18,23 +18,30 @@ const PORTS = { control: 4, signals: 5, stdin: 6, stdout: 7, stderr: 8 } as cons
 const FD_INITRD = 9
 
 /**
- * Milliseconds between two knocks at the guest. TCG's VMRUN and #VMEXIT change `interrupt_request` without a lock (do_vmexit in
- * QEMU 7.2's svm_helper.c), which now and then takes back an interrupt that a device has just raised: it waits in the local APIC
- * then until the next one comes. Where that was the timer of a host that halts, nothing would ever come.
+ * Milliseconds between two knocks at the guest. A QEMU that is not mended changes `interrupt_request` without a lock in VMRUN, which now and then takes
+ * back an interrupt that a device has just raised: it waits in the local APIC then until the next one comes. Where that was the timer of a host that
+ * halts, nothing would ever come.
  */
 const KNOCK = 500
 
 /** The TSC's frequency where an instruction takes a nanosecond of the emulated host's clock (QEMU: docs/devel/tcg-icount). */
 const INSTRUCTIONS_TSC_KHZ = 1_000_000
 
+export interface QemuProgram {
+  /** The path of `qemu-system-x86_64`. */
+  readonly program: string
+  /** Where its firmware is, if not in its own places. */
+  readonly firmware?: string
+}
+
 /**
  * QEMU's own interpreter of x86 (TCG), whose AMD CPU has SVM with nested paging. It has no NRIPS, no decode assists
  * and no AVIC, which KVM does without.
  *
- * @param program the path of `qemu-system-x86_64`, 7.2 or newer.
+ * @param qemu 7.2 or newer.
  * @param clock by `instructions`, a second of the emulated host is 10^9 instructions of it.
  */
-export function qemuEmulator(program: string, clock: Clock = 'host'): Emulator {
+export function qemuEmulator(qemu: QemuProgram, clock: Clock = 'host'): Emulator {
   return {
     name: 'QEMU',
     vendor: 'svm',
@@ -45,7 +52,7 @@ export function qemuEmulator(program: string, clock: Clock = 'host'): Emulator {
     guestSetup: '',
     mountWords: share => `-t 9p -o ${shareOptions(share)} ${share.tag}`,
     guestPort: PORT_FUNCTION,
-    start: machine => start(program, machine, clock),
+    start: machine => start(qemu, machine, clock),
   }
 }
 
@@ -81,9 +88,9 @@ const PORT_FUNCTION = `port() {
   done
 }`
 
-async function start(program: string, machine: EmulatedMachine, clock: Clock): Promise<RunningEmulator> {
+async function start(qemu: QemuProgram, machine: EmulatedMachine, clock: Clock): Promise<RunningEmulator> {
   const initrd = await unnamedFile(machine.initrd)
-  const child = spawn(...endingWithUs(program, qemuArguments(machine, clock)), {
+  const child = spawn(...endingWithUs(qemu.program, qemuArguments(machine, clock, qemu.firmware)), {
     // Its own session: a Ctrl-C on our terminal is for the command in the guest, not for QEMU.
     detached: true,
     stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', initrd.fd],
@@ -112,8 +119,9 @@ async function start(program: string, machine: EmulatedMachine, clock: Clock): P
 }
 
 /** QEMU's command line (QEMU: docs/system/invocation), without the program. */
-export function qemuArguments(machine: EmulatedMachine, clock: Clock = 'host'): string[] {
+export function qemuArguments(machine: EmulatedMachine, clock: Clock = 'host', firmware?: string): string[] {
   const args = ['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot', '-machine', 'pc,usb=off']
+  if (firmware !== undefined) args.push('-L', firmware)
   // Instructions are counted for all processors together, which then take turns.
   if (clock === 'instructions') args.push('-accel', 'tcg,thread=single', '-icount', 'shift=0,sleep=on')
   else args.push('-accel', 'tcg,thread=multi')

@@ -2,7 +2,7 @@ import { cp, mkdir, readdir, rm, truncate, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { buildInitramfs } from '../boot/initramfs.js'
 import { ConfigError } from '../errors.js'
-import { aptProxy, installPackage, type Progress, releaseMirror } from './apt.js'
+import { aptProxy, installPackages, type Progress, releaseMirror } from './apt.js'
 import type { KernelAsset } from './assets.js'
 import { findProgram, outputOf } from './command.js'
 import { ModuleTree } from './modules.js'
@@ -158,7 +158,7 @@ export async function makeExt4(
 export async function needProgram(name: string, package_: string, progress: Progress): Promise<string> {
   const there = await findProgram(name)
   if (there !== undefined) return there
-  await installPackage(package_, name, progress)
+  await installPackages([package_], name, progress)
   const installed = await findProgram(name)
   if (installed !== undefined) return installed
   throw new ConfigError(

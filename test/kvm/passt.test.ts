@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import { connect } from 'node:net'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Chain } from '../../lib/devices/virtio/chain.js'
-import { installPackage } from '../../lib/lab/apt.js'
+import { installPackages } from '../../lib/lab/apt.js'
 import { findProgram } from '../../lib/lab/command.js'
 import { MemorySpan } from '../../lib/memory/memory-span.js'
 import { Passt } from '../../lib/net/passt.js'
@@ -87,7 +87,7 @@ describe('user networking', () => {
   let guest: Guest
 
   beforeAll(async () => {
-    if ((await findProgram('passt')) === undefined) await installPackage('passt', 'passt', () => {})
+    if ((await findProgram('passt')) === undefined) await installPackages(['passt'], 'passt', () => {})
     guest = new Guest(await Passt.open([{ protocol: 'tcp', host: PORT, guest: 22 }], 'nets[0]'))
   }, 300_000)
 

@@ -12,7 +12,7 @@ const HOSTILE = `it's "$HOME" \`id\` \\ \n;& é`
 const plan: GuestPlan = {
   busybox: '/bin/busybox',
   modules: [{ name: 'kvm_amd', data: Buffer.from('') }],
-  emulator: qemuEmulator('/usr/bin/qemu-system-x86_64'),
+  emulator: qemuEmulator({ program: '/usr/bin/qemu-system-x86_64' }),
   shares: [
     { tag: 'root', path: '/', writable: false },
     { tag: 'share1', path: `/home/${HOSTILE}/deep`, writable: true },
@@ -65,11 +65,11 @@ test('a clock of instructions has a TSC that the kernel is told of, and one thre
   const counted = qemuArguments(machine, 'instructions')
   expect(counted[counted.indexOf('-accel') + 1]).toBe('tcg,thread=single')
   expect(counted[counted.indexOf('-icount') + 1]).toBe('shift=0,sleep=on')
-  expect(qemuEmulator('/qemu', 'instructions').commandLine).toContain('tsc_early_khz=1000000')
+  expect(qemuEmulator({ program: '/qemu' }, 'instructions').commandLine).toContain('tsc_early_khz=1000000')
   const usual = qemuArguments(machine)
   expect(usual[usual.indexOf('-accel') + 1]).toBe('tcg,thread=multi')
   expect(usual).not.toContain('-icount')
-  expect(qemuEmulator('/qemu').commandLine).not.toContain('tsc_early_khz=1000000')
+  expect(qemuEmulator({ program: '/qemu' }).commandLine).not.toContain('tsc_early_khz=1000000')
 })
 
 test('a comma in a shared path does not end the QEMU option, and only writable shares are writable', () => {
