@@ -19,10 +19,12 @@ const HELP = `
 The lab is an emulated host (no KVM needed) with a stock kernel whose KVM nests: AMD's extension (svm) under QEMU, or
 Intel's (vmx) under Bochs, which is slower. The command sees this machine's files, read-only except for the current
 directory, its own /tmp and /run, and that host's /dev/kvm; NESTED_KVM_LAB=svm (or vmx) is in its environment. The first
-time, a kernel and the emulator are fetched through apt. For vmx, run the setup first: it builds a fast Bochs from
-Debian's source; the packaged one takes several times as long. In the vmx lab the clock counts instructions (--timeout
-is in real seconds, all times inside are not) and there is one processor. --clock instructions does so in the svm lab, too:
-each second takes longer, but a guest in a guest in a guest gets somewhere between two ticks of its timer.
+time, a kernel and the emulator are fetched through apt. Run the setup first: it builds the emulator from Debian's source.
+For svm, a QEMU whose VMRUN is mended: the packaged one now and then delivers an interrupt twice, of which a guest's
+kernel can hang. For vmx, a fast Bochs: the packaged one takes several times as long. In the vmx lab the clock counts
+instructions (--timeout is in real seconds, all times inside are not) and there is one processor. --clock instructions
+does so in the svm lab, too, and builds its QEMU where the setup has not: each second takes longer, but a guest in a
+guest in a guest gets somewhere between two ticks of its timer.
 
 Ctrl-C goes to the command; a second one ends the lab at once. Standard input is passed on unless it is a terminal.
 
@@ -63,7 +65,9 @@ export function labCommand(): Command {
 
 function setupCommand(): Command {
   return new Command('setup')
-    .description('fetch and build what the lab needs, so that it starts at once; for vmx, a fast Bochs (some minutes)')
+    .description(
+      'fetch and build what the lab needs, so that it starts at once: a mended QEMU, or a fast Bochs (some minutes)',
+    )
     .addOption(vendorOption())
     .option('--json', 'print the result as one line of JSON: {ok, vendor}')
     .action(async ({ vendor, json }: { vendor: Vendor; json?: boolean }) => {

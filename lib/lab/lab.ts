@@ -7,7 +7,7 @@ import { buildInitramfs } from '../boot/initramfs.js'
 import { parseSize } from '../config/machine-config.js'
 import { ConfigError, GuestError, TimeoutError } from '../errors.js'
 import type { Progress } from './apt.js'
-import { cacheDirectory, ensureAssets } from './assets.js'
+import { cacheDirectory, ensureAssets, setUpLab } from './assets.js'
 import { bochsEmulator } from './bochs.js'
 import { ConsoleLog } from './console-log.js'
 import type { Clock, Emulator, RunningEmulator, Share } from './emulator.js'
@@ -43,7 +43,8 @@ export interface LabOptions {
   readonly cpus?: number
   /**
    * What its clock counts. By `instructions` a second in it lasts several of ours, however busy this machine is: guests in guests then
-   * get somewhere between two ticks of their timers, each of which costs them many exits. Default: `host`; vmx has only `instructions`.
+   * get somewhere between two ticks of their timers, each of which costs them many exits. In the svm lab this builds the mended QEMU where
+   * `setUpLab` has not. Default: `host`; vmx has only `instructions`.
    */
   readonly clock?: Clock
   /** Seconds for boot and command together, always ours. Default: no limit. */
@@ -252,6 +253,8 @@ async function emulatorFor(
   }
   switch (vendor) {
     case 'svm':
+      // Each timer of the emulated host would have what is not mended deliver an interrupt twice.
+      if (clock === 'instructions') await setUpLab(vendor, fetching)
       return qemuEmulator((await ensureAssets(['labQemu'], fetching)).labQemu, clock)
     case 'vmx':
       if (clock === 'host') {
