@@ -449,11 +449,11 @@ function writable(memory: Uint8Array): Range[] {
   return ranges
 }
 
-/** Whether memory changed since `before` that is neither in a device area nor `offered`. */
+/** Whether memory changed since `before` that is neither in a device area nor `offered`, nor by a descriptor that the device wrote over. */
 function strays(chunk: Uint8Array, offered: readonly Range[]): boolean {
   const now = chunk.slice()
   const areas = LAYOUTS.map(({ device, size }): Range => [device, device + 6 + 8 * size])
-  for (const [from, to] of [...areas, ...offered]) now.set(before.subarray(from, to), from)
+  for (const [from, to] of [...areas, ...offered, ...writable(chunk)]) now.set(before.subarray(from, to), from)
   return Buffer.compare(before, now) !== 0
 }
 
