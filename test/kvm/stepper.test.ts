@@ -15,6 +15,13 @@ it('goes from report to report, with the vCPU paused at each', async () => {
   steps.close()
 })
 
+it('takes 32 bits for a report, and nothing less', async () => {
+  using guest = loadGuest('long', 'mov edx, 0x510\nout dx, al\nhlt')
+  const steps = new Stepper(guest.vcpu, 10_000)
+  await expect(steps.next()).rejects.toThrow(/the exit io-out at 0x1/)
+  steps.close()
+})
+
 it('ends a guest that never reports', async () => {
   using guest = loadGuest('long', 'cli\n1: jmp 1b')
   const steps = new Stepper(guest.vcpu, 100)
