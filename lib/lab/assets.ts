@@ -12,6 +12,7 @@ import { guestDiskRecipe, makeGuestDisk } from './guest-disk.js'
 import { APPLETS } from './guest-files.js'
 import { hasPvhEntry, unpackKernel } from './kernel-image.js'
 import { ModuleTree } from './modules.js'
+import type { QemuProgram } from './qemu.js'
 import { buildQemu, builtQemu } from './qemu-build.js'
 import { diskInitrd, makeRootDisk, rootDiskRecipe } from './root-disk.js'
 
@@ -40,22 +41,13 @@ export interface BochsAsset {
   readonly fast: boolean
 }
 
-/** What interprets the emulated host with svm. */
-export interface LabQemuAsset {
-  readonly program: string
-  /** Where its firmware is, if not in its own places. */
-  readonly firmware?: string
-  /** Mended, and without KVM; the distribution's QEMU now and then gives a guest an interrupt twice. */
-  readonly mended: boolean
-}
-
 /** What can be found or fetched. */
 export interface Assets {
   /** Bochs, the fast one where `setUpLab` has built it. */
   readonly bochs: BochsAsset
   readonly qemu: { readonly program: string; readonly version: string }
-  /** The mended QEMU where `setUpLab` has built it, else `qemu`. */
-  readonly labQemu: LabQemuAsset
+  /** For the emulated host with svm: a mended QEMU, without KVM, where `setUpLab` has built it; else `qemu`. */
+  readonly labQemu: QemuProgram
   /** Debian's generic kernel: it has 9p and every device. For the emulated host. */
   readonly labKernel: KernelAsset
   /** Debian's cloud kernel: small and quick to boot. For guests. */
@@ -255,14 +247,13 @@ async function ensureQemu(progress: Progress): Promise<Assets['qemu']> {
 }
 
 /** The mended one where it has been built; else Debian's. */
-async function ensureLabQemu(progress: Progress): Promise<LabQemuAsset> {
+async function ensureLabQemu(progress: Progress): Promise<QemuProgram> {
   const built = await builtQemu()
-  if (built !== undefined) return { program: join(built, QEMU), firmware: built, mended: true }
+  if (built !== undefined) return { program: join(built, QEMU), firmware: built }
   progress(
-    'this QEMU can give a guest an interrupt twice, which then hangs; `nested-kvm lab setup` builds one that does not',
+    'this QEMU can deliver an interrupt twice, and a guest hang of it; `nested-kvm lab setup` builds one that does not',
   )
-  const { program } = await ensureQemu(progress)
-  return { program, mended: false }
+  return await ensureQemu(progress)
 }
 
 /** The fast build where there is one; else Debian's, which is several times slower. */
