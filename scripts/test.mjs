@@ -38,8 +38,8 @@ const ONLY = {
   vmx: ['crash.test.ts'],
 }
 /**
- * The tower of three gets nowhere in the emulated host with svm unless its clock counts its own instructions; with that, what is wrong with its
- * interrupts shows at once.
+ * Tried in an emulated host with svm whose clock counts its own instructions: L3 spends most of its time in ticks of its timer otherwise, and what is
+ * wrong with the emulator's interrupts shows at once.
  */
 const L3 = 'third-level.test.ts'
 const COUNTED = [L3, 'interrupts.test.ts']

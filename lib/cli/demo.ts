@@ -50,8 +50,8 @@ type Level = LevelFacts & { readonly level: number; readonly bootSeconds: number
 /** Memory of the levels, from the last one down: each holds the image of the next one, twice while that starts, and its memory. */
 const MEMORY = ['256M', '1G', '2560M']
 /**
- * The lab for a tower of so many guests. Its memory also holds the snapshot. In L3 a tick of the timer costs more than the time until the
- * next one where the lab's clock is this machine's.
+ * The lab for a tower of so many guests. Its memory also holds the snapshot. L3 spends most of its time in ticks of its timer where the lab's clock is
+ * this machine's.
  */
 const LAB: Record<number, Pick<LabOptions, 'memory' | 'clock'>> = {
   2: { memory: '3G', clock: 'host' },

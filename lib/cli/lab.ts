@@ -24,7 +24,7 @@ For svm, a QEMU whose VMRUN is mended: the packaged one now and then delivers an
 kernel can hang. For vmx, a fast Bochs: the packaged one takes several times as long. In the vmx lab the clock counts
 instructions (--timeout is in real seconds, all times inside are not) and there is one processor. --clock instructions
 does so in the svm lab, too, and builds its QEMU where the setup has not: each second takes longer, but a guest in a
-guest in a guest gets somewhere between two ticks of its timer.
+guest in a guest gets more done between two ticks of its timer.
 
 Ctrl-C goes to the command; a second one ends the lab at once. Standard input is passed on unless it is a terminal.
 

@@ -1,4 +1,3 @@
-import type { Dirent } from 'node:fs'
 import { access, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ConfigError } from '../errors.js'
@@ -80,10 +79,9 @@ export async function unpackSource(
     const source = join(work, 'source')
     await mkdir(source)
     await outputOf('apt-get', ['source', '-q', ...(patched ? [] : ['--tar-only']), ...options, name], source)
-    const found = (is: (file: Dirent) => boolean) => entries.find(is)?.name
     const entries = await readdir(source, { withFileTypes: true })
-    const tree = found(entry => entry.isDirectory())
-    const archive = found(({ name: file }) => file.startsWith(`${name}_`) && file.includes('.orig.tar'))
+    const tree = entries.find(entry => entry.isDirectory())?.name
+    const archive = entries.find(({ name: file }) => file.startsWith(`${name}_`) && file.includes('.orig.tar'))?.name
     if (patched && tree !== undefined) {
       await rename(join(source, tree), directory)
     } else if (!patched && archive !== undefined) {

@@ -43,7 +43,7 @@ export interface LabOptions {
   readonly cpus?: number
   /**
    * What its clock counts. By `instructions` a second in it lasts several of ours, however busy this machine is: guests in guests then
-   * get somewhere between two ticks of their timers, each of which costs them many exits. In the svm lab this builds the mended QEMU where
+   * get more done between two ticks of their timers, each of which costs them many exits. In the svm lab this builds the mended QEMU where
    * `setUpLab` has not. Default: `host`; vmx has only `instructions`.
    */
   readonly clock?: Clock

@@ -3,7 +3,7 @@ import { promisify } from 'node:util'
 import { expect, it } from 'vitest'
 import { LAST_COUNT } from '../../lib/lab/tower-image.js'
 
-/** L3's kernel alone takes minutes where L0 is emulated. */
+/** Half a minute by the clock that counts instructions, more than two where it is this machine's. */
 const LONG = { timeout: 1_400_000 }
 
 it(

@@ -72,6 +72,13 @@ test('a clock of instructions has a TSC that the kernel is told of, and one thre
   expect(qemuEmulator({ program: '/qemu' }).commandLine).not.toContain('tsc_early_khz=1000000')
 })
 
+test('QEMU looks for its firmware where it is said to be', () => {
+  const machine = { kernel: '/k', initrd: Buffer.alloc(0), commandLine: '', memoryBytes: 2 ** 30, cpus: 1, shares: [] }
+  const args = qemuArguments(machine, 'host', '/firmware')
+  expect(args[args.indexOf('-L') + 1]).toBe('/firmware')
+  expect(qemuArguments(machine)).not.toContain('-L')
+})
+
 test('a comma in a shared path does not end the QEMU option, and only writable shares are writable', () => {
   const args = qemuArguments({
     kernel: '/k',
