@@ -14,6 +14,7 @@
         'native/mapping.cc',
         'native/memory_file.cc',
         'native/run_tick.cc',
+        'native/scheduling.cc',
         'native/tap.cc',
         'native/vcpu.cc',
         'native/vcpu_thread.cc',

@@ -11,6 +11,7 @@
 #include "kvm.h"
 #include "mapping.h"
 #include "memory_file.h"
+#include "scheduling.h"
 #include "tap.h"
 #include "vcpu.h"
 #include "vcpu_thread.h"
@@ -50,6 +51,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("setErrorClass", Napi::Function::New(env, SetErrorClass));
   exports.Set("cpuid", Napi::Function::New(env, Cpuid));
   exports.Set("hasInterface", Napi::Function::New(env, HasInterface));
+  exports.Set("setBatch", Napi::Function::New(env, SetBatch));
   exports.Set("Kvm", Kvm::Define(env));
   exports.Set("Vm", Vm::Define(env));
   exports.Set("Vcpu", Vcpu::Define(env));

@@ -12,6 +12,7 @@
 #include "env_data.h"
 #include "exit_hub.h"
 #include "ioctl.h"
+#include "scheduling.h"
 
 namespace nested_kvm {
 
@@ -46,13 +47,21 @@ VcpuRunner::~VcpuRunner() { Abort(); }
 int VcpuRunner::Start() {
   KickSignal();
   core_->run()->immediate_exit = 0;
+  pthread_attr_t attributes;
+  ::pthread_attr_init(&attributes);
+  // A thread has its maker's policy otherwise.
+  if (InBatch()) {
+    ::pthread_attr_setinheritsched(&attributes, PTHREAD_EXPLICIT_SCHED);
+    ::pthread_attr_setschedpolicy(&attributes, SCHED_OTHER);
+  }
   const int error = ::pthread_create(
-      &thread_, nullptr,
+      &thread_, &attributes,
       [](void* self) -> void* {
         static_cast<VcpuRunner*>(self)->Main();
         return nullptr;
       },
       this);
+  ::pthread_attr_destroy(&attributes);
   started_ = error == 0;
   return error;
 }

@@ -201,6 +201,8 @@ interface Addon {
   cpuid(leaf: number, index: number): [eax: number, ebx: number, ecx: number, edx: number]
   /** Whether this network namespace has an interface of that name. */
   hasInterface(name: string): boolean
+  /** Whether this JS thread, when it wakes up, leaves a busy processor to who has it (SCHED_BATCH). Gives what holds now. */
+  setBatch(on: boolean): boolean
   Kvm: new (path: string) => NativeKvm
   VcpuThread: new (vcpu: NativeVcpu, onEvent: (event: number, value: number) => boolean) => NativeVcpuThread
   Memory: new (size: number, file?: NativeMemoryFile) => NativeMemory

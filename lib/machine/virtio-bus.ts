@@ -4,12 +4,17 @@ import type { StatefulDevice } from '../devices/device.js'
 import { MmioTransport } from '../devices/virtio/mmio-transport.js'
 import { REGISTER } from '../devices/virtio/registers.js'
 import { EventFd } from '../kvm/event-fd.js'
+import { setBatch } from '../kvm/scheduling.js'
 import { StatusWords } from '../kvm/status-words.js'
 import type { Vm } from '../kvm/vm.js'
 import type { GuestMemory } from '../memory/guest-memory.js'
 import type { Console } from './console.js'
 import { closePeripherals, type Peripheral } from './peripherals.js'
 import type { Vsock } from './vsock.js'
+import { WakeUps } from './wake-ups.js'
+
+/** The scheduling policy is the JS thread's: one for all its machines. */
+const wakeUps = new WakeUps(setBatch)
 
 /**
  * A machine's virtio devices, each at its place. Kicks and interrupts go through the kernel: neither is an exit of the vCPU
@@ -29,9 +34,12 @@ export class VirtioBus {
       const interrupt = this.#eventFd()
       vm.irqfd(interrupt, gsi)
       const doorbells = device.queueSizes.map((_, queue) => {
-        const doorbell = this.#eventFd()
-        vm.ioeventfd(doorbell, { address: address + REGISTER.QueueNotify, length: 4, datamatch: BigInt(queue) })
-        return doorbell
+        const eventFd = this.#eventFd()
+        vm.ioeventfd(eventFd, { address: address + REGISTER.QueueNotify, length: 4, datamatch: BigInt(queue) })
+        return {
+          watch: (onRing: () => number) => eventFd.watch(() => wakeUps.rang(onRing())),
+          unwatch: () => eventFd.unwatch(),
+        }
       })
       const interruptStatus = this.#statusWords.add(address + REGISTER.InterruptStatus, address + REGISTER.InterruptACK)
       const transport = new MmioTransport(memory, device, { interrupt, doorbells, interruptStatus })
@@ -56,6 +64,7 @@ export class VirtioBus {
 
   /** Resolves once no device works on anything. No vCPU runs. */
   async pause(): Promise<void> {
+    wakeUps.rest()
     await Promise.all(this.#transports.map(transport => transport.pause()))
   }
 
@@ -71,6 +80,7 @@ export class VirtioBus {
 
   /** Lets go of the wires to the kernel alone. */
   disconnect(): void {
+    wakeUps.rest()
     for (const eventFd of this.#eventFds) eventFd.close()
     this.#statusWords.close()
   }

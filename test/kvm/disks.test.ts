@@ -6,6 +6,7 @@ import type { DiskOptions } from '../../lib/config/disks.js'
 import { Machine } from '../../lib/machine/machine.js'
 import { verifySnapshot } from '../../lib/snapshot/verify.js'
 import { elfKernel } from '../guests/elf.js'
+import { BATCH, OTHER, policyOf } from './thread-policy.js'
 
 const [DESCRIPTORS, DRIVER, DEVICE, HEADER, STATUS, DATA] = [
   0x1200000, 0x1201000, 0x1202000, 0x1203000, 0x1203800, 0x1204000,
@@ -126,6 +127,26 @@ it('a guest reads and writes the image itself, which nobody else may have meanwh
   await expect(start({ path })).rejects.toThrow(/disks\[0\]\.path: .*another program has it open as a disk/)
   await machine.stop()
   await (await start({ path })).stop()
+})
+
+it('rings by and by are tried with patience, which ends where they find little, and where the machine pauses or ends', async () => {
+  const path = await image()
+  const machine = await start({ path, snapshot: true })
+  const policies: number[] = []
+  for (let ring = 0; ring < 12; ring++) {
+    policies.push(policyOf())
+    await read(machine, 0)
+  }
+  expect(policies).toEqual([...new Array(8).fill(OTHER), ...new Array(4).fill(BATCH)])
+  expect(policyOf()).toBe(OTHER)
+  for (let ring = 0; ring < 8; ring++) await read(machine, 0)
+  expect(policyOf()).toBe(BATCH)
+  await machine.pause()
+  expect(policyOf()).toBe(OTHER)
+  await machine.resume()
+  while (policyOf() === OTHER) await read(machine, 0)
+  await machine.stop()
+  expect(policyOf()).toBe(OTHER)
 })
 
 it('with an overlay the image stays, and what was written goes back, forks and comes back with the machine', async () => {

@@ -16,7 +16,8 @@ export interface VirtioWires {
 }
 
 export interface Doorbell {
-  watch(onRing: () => void): void
+  /** `onRing` gives how many chains it found waiting. */
+  watch(onRing: () => number): void
   unwatch(): void
 }
 
@@ -144,7 +145,11 @@ export class MmioTransport implements StatefulDevice {
     this.#quiet = false
     this.device.resume()
     for (const [index, doorbell] of (this.#wires.doorbells ?? []).entries()) {
-      doorbell.watch(() => this.#notify(index))
+      doorbell.watch(() => {
+        const waiting = this.#queues?.[index]?.waiting ?? 0
+        this.#notify(index)
+        return waiting
+      })
     }
     // What the driver rang for meanwhile, or before it was saved, was heard by nobody.
     for (let index = 0; index < this.#setups.length; index++) this.#notify(index)

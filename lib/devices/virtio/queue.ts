@@ -131,6 +131,11 @@ export class Queue {
     return this.#waiting() > 0
   }
 
+  /** How many chains the driver made available that were not taken yet. More than `size` where it breaks the rules. */
+  get waiting(): number {
+    return (Atomics.load(this.#available, 1) - this.#nextAvailable) & 0xffff
+  }
+
   get state(): QueueState {
     return { nextAvailable: this.#nextAvailable, nextUsed: this.#nextUsed }
   }
@@ -163,7 +168,7 @@ export class Queue {
   }
 
   #waiting(): number {
-    const waiting = (Atomics.load(this.#available, 1) - this.#nextAvailable) & 0xffff
+    const { waiting } = this
     if (waiting > this.size) throw new QueueError(`${waiting} chains available in a queue of ${this.size}`)
     return waiting
   }

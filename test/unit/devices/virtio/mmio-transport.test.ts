@@ -231,12 +231,42 @@ describe('a driver', () => {
   })
 })
 
+describe('a doorbell', () => {
+  it('tells of each ring how many chains it found', () => {
+    const rings: (() => number)[] = []
+    const doorbells = [0, 1].map(index => ({
+      watch(onRing: () => number) {
+        rings[index] = onRing
+      },
+      unwatch: () => {},
+    }))
+    const memory = plainMemory([[0, MEMORY]])
+    const device = new Probe()
+    const registers = new Registers(memory, device, doorbells)
+    registers.transport.resume()
+    expect(rings[0]!()).toBe(0)
+    registers.start([LAYOUT])
+    const driver = new Driver(memory, LAYOUT, { eventIndex: false, indirect: false })
+    driver.describe(0, 0x8000, 1, 0)
+    expect(rings[0]!()).toBe(0)
+    for (let i = 0; i < 3; i++) driver.offer(0)
+    expect(rings[0]!()).toBe(3)
+    expect(rings[0]!()).toBe(0)
+    // A queue that was not set up.
+    expect(rings[1]!()).toBe(0)
+    // More than the queue has: the device needs a reset, and the ring tells all the same.
+    for (let i = 0; i <= LAYOUT.size; i++) driver.offer(0)
+    expect(rings[0]!()).toBe(LAYOUT.size + 1)
+    expect(registers.get(REGISTER.Status) & STATUS.DEVICE_NEEDS_RESET).not.toBe(0)
+  })
+})
+
 describe('a pause', () => {
   it('keeps the device quiet; the driver’s rings meanwhile are heard afterwards', async () => {
     const watched = new Set<number>()
-    const rings: (() => void)[] = []
+    const rings: (() => number)[] = []
     const doorbells = [0, 1].map(index => ({
-      watch(onRing: () => void) {
+      watch(onRing: () => number) {
         watched.add(index)
         rings[index] = onRing
       },
