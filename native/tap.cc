@@ -331,7 +331,7 @@ Napi::Value Tap::Write(const Napi::CallbackInfo& info) {
     }
     ssize_t written = 0;
     do {
-      // What has more parts than writev(2) takes is refused by it.
+      // What has more parts than writev(2) takes is refused by it; what has none is taken.
       written = ::writev(fd_.get(), iov_.data(), static_cast<int>(std::min<size_t>(iov_.size(), INT_MAX)));
     } while (written < 0 && errno == EINTR);
     if (written < 0 && errno == EAGAIN) break;

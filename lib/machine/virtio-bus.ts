@@ -15,6 +15,7 @@ import { WakeUps } from './wake-ups.js'
 
 /** The scheduling policy is the JS thread's: one for all its machines. */
 const wakeUps = new WakeUps(setBatch)
+const woken = (found: number) => wakeUps.woken(found)
 
 /**
  * A machine's virtio devices, each at its place. Kicks and interrupts go through the kernel: neither is an exit of the vCPU
@@ -34,15 +35,12 @@ export class VirtioBus {
       const interrupt = this.#eventFd()
       vm.irqfd(interrupt, gsi)
       const doorbells = device.queueSizes.map((_, queue) => {
-        const eventFd = this.#eventFd()
-        vm.ioeventfd(eventFd, { address: address + REGISTER.QueueNotify, length: 4, datamatch: BigInt(queue) })
-        return {
-          watch: (onRing: () => number) => eventFd.watch(() => wakeUps.rang(onRing())),
-          unwatch: () => eventFd.unwatch(),
-        }
+        const doorbell = this.#eventFd()
+        vm.ioeventfd(doorbell, { address: address + REGISTER.QueueNotify, length: 4, datamatch: BigInt(queue) })
+        return doorbell
       })
       const interruptStatus = this.#statusWords.add(address + REGISTER.InterruptStatus, address + REGISTER.InterruptACK)
-      const transport = new MmioTransport(memory, device, { interrupt, doorbells, interruptStatus })
+      const transport = new MmioTransport(memory, device, { interrupt, doorbells, interruptStatus, woken })
       bus.add(address, VIRTIO_MMIO_SIZE, transport)
       return transport
     })

@@ -1,24 +1,25 @@
-/** Rings of a trial, after which it is decided whether patience pays. */
+/** Wake-ups of a trial, after which it is decided whether patience pays. */
 const TRIAL = 4
-/** Chains that a ring of a trial must find, on average. */
+/** What a wake-up of a trial must find to do, on average. */
 const WORTHWHILE = 4
-/** Rings until the next trial: at first, and after many that were in vain. */
+/** Wake-ups until the next trial: at first, and after many that were in vain. */
 const [WAIT_MIN, WAIT_MAX] = [8, 1024]
 
 /**
- * Decides whether a driver's ring wakes this JS thread at once, or when the guest has given up its processor.
+ * Decides whether what virtio devices have to do wakes this JS thread at once, or when the guest has given up its processor.
  *
- * Where the host has fewer processors than there is to run, a thread that wakes up takes that of the very vCPU that rang: a driver with much
- * to do is served one chain at a time, each at two switches of threads and an interrupt. A patient thread finds all that the driver has to say.
- * But a driver that waits for what it asked for gets it later, by a turn of the scheduler's, where the guest has other work
- * meanwhile. So patience is tried now and then, and kept while rings find many chains. Where a processor is free it makes no difference.
+ * Where the host has fewer processors than there is to run, a thread that wakes up takes that of the very vCPU that has just notified it, or that of
+ * who sends to the guest: one with much to do is served a chain at a time, each at two switches of threads and an interrupt. A patient thread
+ * finds all that there is. But a driver that waits for what it asked for gets it later, by a turn of the scheduler's, where the
+ * guest has other work meanwhile. So patience is tried now and then, and kept while it finds much. Where a processor is free it
+ * makes no difference.
  */
 export class WakeUps {
   readonly #setPatient: (patient: boolean) => void
   #patient = false
-  /** Rings until the next decision. */
+  /** Wake-ups until the next decision. */
   #left = WAIT_MIN
-  /** Chains found since the last. */
+  /** What they found since the last. */
   #found = 0
   #wait = WAIT_MIN
 
@@ -26,9 +27,9 @@ export class WakeUps {
     this.#setPatient = setPatient
   }
 
-  /** A driver rang, and so many chains were waiting. */
-  rang(chains: number): void {
-    this.#found += chains
+  /** This thread was woken, and found so many chains or frames waiting. */
+  woken(found: number): void {
+    this.#found += found
     if (--this.#left > 0) return
     if (!this.#patient) {
       this.#begin(true, TRIAL)
@@ -41,16 +42,16 @@ export class WakeUps {
     }
   }
 
-  /** For now nobody rings. */
+  /** For now nothing wakes it. */
   rest(): void {
     this.#wait = WAIT_MIN
     this.#begin(false, WAIT_MIN)
   }
 
-  #begin(patient: boolean, rings: number): void {
+  #begin(patient: boolean, wakeUps: number): void {
     if (patient !== this.#patient) this.#setPatient(patient)
     this.#patient = patient
-    this.#left = rings
+    this.#left = wakeUps
     this.#found = 0
   }
 }

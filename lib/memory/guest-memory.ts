@@ -1,5 +1,3 @@
-import { MemorySpan } from './memory-span.js'
-
 /** A piece of guest-physical memory and the bytes behind it. */
 export interface MemoryRegion {
   /** Guest-physical address of the first byte. */
@@ -10,6 +8,8 @@ export interface MemoryRegion {
   readonly chunks: readonly Uint8Array[]
   /** Takes note that `[offset, offset + length)` was written by the host. */
   markWritten?(offset: number, length: number): void
+  /** Where false, nobody wants to know of that now. */
+  readonly logsDirty?: boolean
 }
 
 /** A view is at most this long: `fs.read` and older V8s take no more at once. */
@@ -27,6 +27,10 @@ export class GuestAddressError extends RangeError {
  */
 export class GuestMemory {
   readonly regions: readonly MemoryRegion[]
+  /** All views over all regions, by address. */
+  readonly views: readonly Uint8Array[]
+  /** Guest-physical address of the first byte of each. */
+  readonly viewStarts: readonly number[]
 
   constructor(regions: readonly MemoryRegion[]) {
     this.regions = [...regions].sort((a, b) => a.guestAddress - b.guestAddress)
@@ -36,6 +40,14 @@ export class GuestMemory {
         throw new RangeError(`memory regions overlap at ${hex(this.regions[i]!.guestAddress)}`)
       }
     }
+    this.views = this.regions.flatMap(({ chunks }) => chunks)
+    this.viewStarts = this.regions.flatMap(({ guestAddress, chunks }) => {
+      let at = guestAddress
+      return chunks.map(({ length }) => {
+        at += length
+        return at - length
+      })
+    })
   }
 
   /** Bytes in all regions together. */
@@ -70,11 +82,11 @@ export class GuestMemory {
   view(address: number, length: number): Uint8Array {
     this.#check(address, length)
     if (length === 0) return new Uint8Array()
-    const span = this.#spanAt(address, length)
-    if (span.length < length) {
+    const part = this.#partAt(address, length)
+    if (part.length < length) {
       throw new GuestAddressError(`${hex(address)}+${hex(length)}: crosses a boundary between memory views`)
     }
-    return span.bytes
+    return part
   }
 
   /** A copy of `length` bytes. */
@@ -110,24 +122,28 @@ export class GuestMemory {
     }
   }
 
+  /** Whether anybody wants to know of what is written. */
+  get logsDirty(): boolean {
+    return this.regions.some(region => region.markWritten && region.logsDirty !== false)
+  }
+
+  /** Index of the view that has this address; -1 where none has it. The views of a region that was closed have no bytes. */
+  viewAt(address: number): number {
+    for (let i = 0; i < this.views.length; i++) {
+      const offset = address - this.viewStarts[i]!
+      if (offset >= 0 && offset < this.views[i]!.length) return i
+    }
+    return -1
+  }
+
   /**
    * The parts of memory behind `[address, address + length)`, in order: for scatter-gather I/O straight on memory. What is written
    * there is to be told (`markWritten`).
    */
   parts(address: number, length: number): Uint8Array[] {
-    const spans: MemorySpan[] = []
-    this.addSpans(spans, address, length)
-    return spans.map(({ bytes }) => bytes)
-  }
-
-  /** The same, added to `spans`. */
-  addSpans(spans: MemorySpan[], address: number, length: number): void {
-    this.#check(address, length)
-    for (let at = 0; at < length; ) {
-      const span = this.#spanAt(address + at, length - at)
-      spans.push(span)
-      at += span.length
-    }
+    const parts: Uint8Array[] = []
+    this.#each(address, length, part => parts.push(part))
+    return parts
   }
 
   #check(address: number, length: number): void {
@@ -139,24 +155,19 @@ export class GuestMemory {
   #each(address: number, length: number, visit: (part: Uint8Array, at: number) => void): void {
     this.#check(address, length)
     for (let at = 0; at < length; ) {
-      const span = this.#spanAt(address + at, length - at)
-      visit(span.bytes, at)
-      at += span.length
+      const part = this.#partAt(address + at, length - at)
+      visit(part, at)
+      at += part.length
     }
   }
 
   /** From `address` on, up to `length` bytes, as far as one view has them. There is none where a region was closed and its views are detached. */
-  #spanAt(address: number, length: number): MemorySpan {
-    for (const region of this.regions) {
-      let offset = address - region.guestAddress
-      if (offset < 0 || offset >= region.size) continue
-      for (const chunk of region.chunks) {
-        const left = chunk.length - offset
-        if (left > 0) return new MemorySpan(address, chunk, offset, Math.min(length, left))
-        offset = -left
-      }
-    }
-    throw new GuestAddressError(`${hex(address)}: this memory has been closed`)
+  #partAt(address: number, length: number): Uint8Array {
+    const index = this.viewAt(address)
+    const view = this.views[index]
+    if (!view) throw new GuestAddressError(`${hex(address)}: this memory has been closed`)
+    const offset = address - this.viewStarts[index]!
+    return view.subarray(offset, offset + length)
   }
 }
 

@@ -3,7 +3,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer, type Socket } from 'node:net'
 import type { PortForward } from '../config/nets.js'
-import type { Chain } from '../devices/virtio/chain.js'
+import type { ChainBatch } from '../devices/virtio/chain-batch.js'
 import { type NetBackend, type NetEvents, NO_OFFLOADS, type Received } from '../devices/virtio/net-backend.js'
 import { ConfigError } from '../errors.js'
 
@@ -99,19 +99,21 @@ export class Passt implements NetBackend {
     this.#socket.on('close', gone)
   }
 
-  send(frames: readonly Chain[]): number {
+  send(frames: ChainBatch): number {
     const pieces: Buffer[] = []
     let taken = 0
-    for (let length = this.#socket.writableLength; taken < frames.length && length < WAITING_MAX; taken++) {
-      const piece = withPrefix(frames[taken]!)
+    for (let length = this.#socket.writableLength; taken < frames.count && length < WAITING_MAX; taken++) {
+      const parts = frames.partsOf(taken)
+      if (parts.length === 0) continue
+      const piece = withPrefix(parts, frames.readableLengths[taken]!)
       pieces.push(piece)
       length += piece.length
     }
-    if (taken > 0 && this.#socket.writable) this.#socket.write(Buffer.concat(pieces))
+    if (pieces.length > 0 && this.#socket.writable) this.#socket.write(Buffer.concat(pieces))
     return taken
   }
 
-  receive(buffers: readonly Chain[], merge: boolean): Received {
+  receive(buffers: ChainBatch, merge: boolean): Received {
     const lengths: number[] = []
     for (let next = 0; ; ) {
       const frame = this.#next()
@@ -122,14 +124,10 @@ export class Passt implements NetBackend {
       const length = HEADER + frame.length
       const used = roomFor(length, buffers, next, merge)
       if (used > 0) {
-        const parts = buffers.slice(next, next + used).flatMap(({ writable }) => writable)
-        copyBehindHeader(
-          frame,
-          parts.map(({ bytes }) => bytes),
-        )
+        copyBehindHeader(frame, Array.from({ length: used }, (_, i) => buffers.partsOf(next + i)).flat())
         lengths.push(length)
         next += used
-      } else if (merge || next === buffers.length) return { lengths, more: true }
+      } else if (merge || next === buffers.count) return { lengths, more: true }
       this.drop()
     }
   }
@@ -193,12 +191,12 @@ async function checkFree({ protocol, host }: PortForward, field: string): Promis
   }
 }
 
-/** A frame as it goes over the socket. */
-function withPrefix({ readable, readableLength }: Chain): Buffer {
-  const piece = Buffer.allocUnsafe(PREFIX + readableLength - HEADER)
-  piece.writeUInt32BE(readableLength - HEADER)
+/** A frame, of so many bytes with its header, as it goes over the socket. */
+function withPrefix(parts: readonly Uint8Array[], length: number): Buffer {
+  const piece = Buffer.allocUnsafe(PREFIX + length - HEADER)
+  piece.writeUInt32BE(length - HEADER)
   let at = PREFIX - HEADER
-  for (const { bytes } of readable) {
+  for (const bytes of parts) {
     const skip = Math.max(0, PREFIX - at)
     if (skip < bytes.length) piece.set(bytes.subarray(skip), at + skip)
     at += bytes.length
@@ -207,11 +205,11 @@ function withPrefix({ readable, readableLength }: Chain): Buffer {
 }
 
 /** How many of the buffers from `first` on a frame needs: 0 where they do not suffice. */
-function roomFor(length: number, buffers: readonly Chain[], first: number, merge: boolean): number {
-  const end = merge ? buffers.length : Math.min(first + 1, buffers.length)
+function roomFor(length: number, buffers: ChainBatch, first: number, merge: boolean): number {
+  const end = merge ? buffers.count : Math.min(first + 1, buffers.count)
   let room = 0
   for (let i = first; i < end; i++) {
-    room += buffers[i]!.writableLength
+    room += buffers.writableLengths[i]!
     if (room >= length) return i + 1 - first
   }
   return 0

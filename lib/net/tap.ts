@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename } from 'node:path'
 import type { NetConfig } from '../config/nets.js'
-import type { Chain, ChainBuffer } from '../devices/virtio/chain.js'
+import type { ChainBatch } from '../devices/virtio/chain-batch.js'
 import type { NetBackend, NetEvents, NetOffloads, Received } from '../devices/virtio/net-backend.js'
 import { ConfigError, KvmError } from '../errors.js'
 import { addon, type NativeTap, TAP_EMPTY } from '../kvm/binding.js'
@@ -18,8 +18,6 @@ const EPOLLIN = 1
 const EPOLLOUT = 4
 const EPOLLERR = 8
 
-const MORE_RUNS = 1024
-
 /** A tap interface of the host. Frames are copied by the kernel, straight from and to guest memory. */
 export class Tap implements NetBackend {
   /** What every tap can do, in the kernel where no hardware does. */
@@ -35,11 +33,9 @@ export class Tap implements NetBackend {
   #emptied = false
   /** Not everything was taken since it last called back. */
   #blocked = false
-  /** The memory that frames have been in so far: a few large views, of which chains have parts. */
-  #memory: Uint8Array[] = []
-  #runs = new Float64Array(3 * MORE_RUNS)
-  #counts = new Uint32Array(MORE_RUNS)
-  #lengths = new Uint32Array(MORE_RUNS)
+  /** The views that runs are in. */
+  #views: readonly Uint8Array[] = []
+  #lengths = new Uint32Array(512)
 
   /**
    * Opens a tap: an existing one by its name, or a new one that goes on a bridge and is gone with `close()`.
@@ -67,31 +63,30 @@ export class Tap implements NetBackend {
     })
   }
 
-  send(frames: readonly Chain[]): number {
-    this.#describe(frames, 'readable')
-    const taken = this.#whileThere(() => this.#native.write(this.#runs, this.#counts, frames.length))
+  send(frames: ChainBatch): number {
+    this.#useViewsOf(frames)
+    const taken = this.#whileThere(() => this.#native.write(frames.runs, frames.counts, frames.count))
     // Nobody is there to take them.
-    if (taken === undefined) return frames.length
-    if (taken < frames.length) {
+    if (taken === undefined) return frames.count
+    if (taken < frames.count) {
       this.#blocked = true
       this.#arm(this.#armed | EPOLLOUT)
     }
     return taken
   }
 
-  receive(buffers: readonly Chain[], merge: boolean): Received {
-    this.#describe(buffers, 'writable')
-    const count = this.#whileThere(() =>
-      this.#native.read(this.#runs, this.#counts, buffers.length, merge, this.#lengths),
-    )
+  receive(buffers: ChainBatch, merge: boolean): Received {
+    this.#useViewsOf(buffers)
+    if (this.#lengths.length <= buffers.count) this.#lengths = new Uint32Array(2 * buffers.count)
+    const lengths = this.#lengths
+    const count = this.#whileThere(() => this.#native.read(buffers.runs, buffers.counts, buffers.count, merge, lengths))
     if (count === undefined) return { lengths: [], more: false }
-    const lengths = Array.from(this.#lengths.subarray(0, count))
-    const more = this.#lengths[count] !== TAP_EMPTY
+    const more = lengths[count] !== TAP_EMPTY
     if (!more) {
       this.#emptied = true
       this.#arm(this.#armed | EPOLLIN)
     }
-    return { lengths, more }
+    return { lengths: lengths.subarray(0, count), more }
   }
 
   drop(): void {
@@ -145,37 +140,11 @@ export class Tap implements NetBackend {
     events?.gone()
   }
 
-  #describe(chains: readonly Chain[], side: 'readable' | 'writable'): void {
-    if (this.#lengths.length <= chains.length) {
-      this.#counts = new Uint32Array(2 * chains.length)
-      this.#lengths = new Uint32Array(2 * chains.length)
-    }
-    let at = 0
-    for (let i = 0; i < chains.length; i++) {
-      const parts: readonly ChainBuffer[] = chains[i]![side]
-      this.#counts[i] = parts.length
-      if (at + 3 * parts.length > this.#runs.length) this.#grow(at + 3 * parts.length)
-      for (const { chunk, offset, length } of parts) {
-        this.#runs[at++] = this.#viewOf(chunk)
-        this.#runs[at++] = offset
-        this.#runs[at++] = length
-      }
-    }
-  }
-
-  #viewOf(chunk: Uint8Array): number {
-    const known = this.#memory.indexOf(chunk)
-    if (known >= 0) return known
-    this.#memory.push(chunk)
+  #useViewsOf({ memory: { views } }: ChainBatch): void {
+    if (views === this.#views) return
+    this.#views = views
     // Memory that was closed has no bytes any more.
-    this.#native.useViews(this.#memory.map(chunk => (chunk.length > 0 ? chunk : new Uint8Array(1))))
-    return this.#memory.length - 1
-  }
-
-  #grow(least: number): void {
-    const runs = new Float64Array(2 * least)
-    runs.set(this.#runs)
-    this.#runs = runs
+    this.#native.useViews(views.map(view => (view.length > 0 ? view : new Uint8Array(1))))
   }
 }
 

@@ -1,3 +1,4 @@
+import type { ChainBatch } from '../devices/virtio/chain-batch.js'
 import {
   type NetBackend,
   type NetEvents,
@@ -21,8 +22,8 @@ export class Unplugged implements NetBackend {
     events.gone()
   }
 
-  send(frames: readonly unknown[]): number {
-    return frames.length
+  send(frames: ChainBatch): number {
+    return frames.count
   }
 
   receive(): Received {

@@ -3,22 +3,31 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { Chain } from '../../lib/devices/virtio/chain.js'
+import { ChainBatch } from '../../lib/devices/virtio/chain-batch.js'
 import { installPackages } from '../../lib/lab/apt.js'
 import { findProgram } from '../../lib/lab/command.js'
-import { MemorySpan } from '../../lib/memory/memory-span.js'
+import { GuestMemory } from '../../lib/memory/guest-memory.js'
 import { Passt } from '../../lib/net/passt.js'
 
 const GUEST_MAC = Buffer.from('020000000007', 'hex')
 const HEADER = 12
 const PORT = randomInt(20000, 30000)
 
-/** A chain over parts of `bytes` at a time. */
-function chain(bytes: Uint8Array, at = bytes.length): Chain {
-  const parts = []
-  for (let i = 0; i < bytes.length; i += at) parts.push(new MemorySpan(i, bytes, i, Math.min(at, bytes.length - i)))
-  return { head: 0, readable: parts, writable: parts, readableLength: bytes.length, writableLength: bytes.length }
+/** A batch of chains, each of `size` bytes of `memory`, which is cut into parts of at most `pieces` bytes. */
+function batchOver(memory: Buffer, flags: number, size: number, pieces = size): ChainBatch {
+  const batch = new ChainBatch(new GuestMemory([{ guestAddress: 0, size: memory.length, chunks: [memory] }]))
+  for (let start = 0; start < memory.length; start += size) {
+    const descriptors: number[] = []
+    for (let at = 0; at < size; at += pieces) {
+      const next = at + pieces < size ? 1 : 0
+      descriptors.push(start + at, 0, Math.min(pieces, size - at), flags | next | ((descriptors.length / 4 + 1) << 16))
+    }
+    batch.add(Uint32Array.from(descriptors), 0, false)
+  }
+  return batch
 }
+
+const WRITE = 2
 
 /** A guest that has no more than a cable. */
 class Guest {
@@ -32,22 +41,20 @@ class Guest {
   }
 
   send(frame: Buffer, pieces?: number): void {
-    expect(this.passt.send([chain(Buffer.concat([Buffer.alloc(HEADER, 0xff), frame]), pieces)])).toBe(1)
+    const memory = Buffer.concat([Buffer.alloc(HEADER, 0xff), frame])
+    expect(this.passt.send(batchOver(memory, 0, memory.length, pieces))).toBe(1)
   }
 
   /** The next frame of which `wanted` says so, without its header, received in buffers of `size` bytes. */
   async receive(wanted: (frame: Buffer) => boolean, size = 100): Promise<Buffer> {
     for (;;) {
-      const memory = Array.from({ length: 1000 }, () => Buffer.alloc(size, 0xff))
-      const { lengths, more } = this.passt.receive(
-        memory.map(bytes => chain(bytes, 7)),
-        true,
-      )
+      const memory = Buffer.alloc(1000 * size, 0xff)
+      const { lengths, more } = this.passt.receive(batchOver(memory, WRITE, size, 7), true)
       expect(more).toBe(false)
       let buffer = 0
-      for (const length of lengths) {
+      for (const length of Array.from(lengths)) {
         const used = Math.ceil(length / size)
-        const frame = Buffer.concat(memory.slice(buffer, buffer + used)).subarray(0, length)
+        const frame = memory.subarray(buffer * size).subarray(0, length)
         buffer += used
         expect(frame.subarray(0, HEADER)).toEqual(Buffer.alloc(HEADER))
         if (wanted(frame.subarray(HEADER))) return frame.subarray(HEADER)

@@ -64,7 +64,7 @@ describe('two taps on a bridge', () => {
   })
 
   it('lose a frame that the kernel refuses', () => {
-    expect(results.wrongHeader).toEqual({ sent: 2, received: { lengths: [], more: false } })
+    expect(results.wrongHeader).toEqual({ sent: 3, received: { lengths: [], more: false } })
   })
 
   it('tell once that there are frames, and again after these were received', () => {

@@ -20,7 +20,7 @@ const allowed: Record<string, readonly string[]> = {
   devices: ['memory', 'storage'],
   storage: [],
   // What a network card has at the other end: the addon's tap, and programs beside us.
-  net: ['kvm/binding', 'kvm/throw-later', 'config/nets', 'devices/virtio/chain', 'devices/virtio/net-backend'],
+  net: ['kvm/binding', 'kvm/throw-later', 'config/nets', 'devices/virtio/chain-batch', 'devices/virtio/net-backend'],
   snapshot: ['memory', 'nested'],
   machine: ['kvm', 'memory', 'config', 'nested', 'arch', 'boot', 'devices', 'snapshot', 'storage', 'net', 'sockets'],
   // The deep diagnosis runs guests of its own.

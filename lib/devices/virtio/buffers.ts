@@ -1,4 +1,5 @@
-import type { Chain, ChainBuffer } from './chain.js'
+import type { Chain } from './chain.js'
+import type { ChainBuffer } from './chain-buffer.js'
 
 /** A copy of `length` bytes from byte `from` on of what a chain has to read; it has them. */
 export function readFrom({ readable }: Pick<Chain, 'readable'>, from: number, length: number): Buffer {

@@ -13,11 +13,12 @@ export interface VirtioWires {
   readonly doorbells?: readonly Doorbell[]
   /** InterruptStatus, one word. Who answers the driver's accesses to it and to InterruptACK elsewhere, while vCPUs run, has it from there. */
   readonly interruptStatus?: Uint32Array
+  /** Told each time that this thread was woken for the device: how much there was to do, in chains that wait or frames that came. */
+  woken?(found: number): void
 }
 
 export interface Doorbell {
-  /** `onRing` gives how many chains it found waiting. */
-  watch(onRing: () => number): void
+  watch(onRing: () => void): void
   unwatch(): void
 }
 
@@ -148,7 +149,7 @@ export class MmioTransport implements StatefulDevice {
       doorbell.watch(() => {
         const waiting = this.#queues?.[index]?.waiting ?? 0
         this.#notify(index)
-        return waiting
+        this.#wires.woken?.(waiting)
       })
     }
     // What the driver rang for meanwhile, or before it was saved, was heard by nobody.
@@ -304,6 +305,7 @@ export class MmioTransport implements StatefulDevice {
       notify: index => {
         if (current()) this.#notify(index)
       },
+      woken: found => this.#wires.woken?.(found),
       configChanged: () => {
         if (current()) this.#configChanged()
       },

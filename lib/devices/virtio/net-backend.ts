@@ -1,4 +1,4 @@
-import type { Chain } from './chain.js'
+import type { ChainBatch } from './chain-batch.js'
 
 /** What the receiver of a frame takes over from its sender, as the frame's virtio_net_hdr says (virtio 1.2, 5.1.6). */
 export interface NetOffloads {
@@ -13,8 +13,8 @@ export const NO_OFFLOADS: NetOffloads = { checksum: false, tso4: false, tso6: fa
 
 /** What came of `receive`. */
 export interface Received {
-  /** Of each frame its length with its header. The first begins in the first buffer, each further one in the next that is free. */
-  readonly lengths: readonly number[]
+  /** Of each frame its length with its header, until the next call. The first begins in the first buffer, each further one in the next that is free. */
+  readonly lengths: ArrayLike<number>
   /** Where true, more buffers are needed to go on. Else there is nothing more: `readable` tells when there is. */
   readonly more: boolean
 }
@@ -40,13 +40,16 @@ export interface NetBackend {
   leaveToGuest(offloads: NetOffloads): void
   /** Begins: from now on it calls back, `readable` first where there is something. */
   start(events: NetEvents): void
-  /** Sends the readable bytes of the frames, and gives how many frames it has taken from the first on. It keeps none of their memory. */
-  send(frames: readonly Chain[]): number
   /**
-   * Fills buffers with frames that are there. With `merge`, a frame goes on in the buffers that follow as far as it needs them; else
+   * Sends frames, which have bytes to read alone, and gives how many it has taken from the first on. It keeps none of their memory. One without
+   * runs is none: it is taken, and nothing sent.
+   */
+  send(frames: ChainBatch): number
+  /**
+   * Fills buffers, which may be written alone, with frames that are there. With `merge`, a frame goes on in the buffers that follow as far as it needs them; else
    * one that does not fit in a buffer is dropped.
    */
-  receive(buffers: readonly Chain[], merge: boolean): Received
+  receive(buffers: ChainBatch, merge: boolean): Received
   /** Drops the frame for which there were not enough buffers. */
   drop(): void
   close(): void | Promise<void>

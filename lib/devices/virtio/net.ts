@@ -1,5 +1,5 @@
 import { type Json, savedIntegers } from '../device.js'
-import type { Chain } from './chain.js'
+import type { ChainBatch } from './chain-batch.js'
 import type { VirtioDevice, VirtioLink } from './device.js'
 import { type NetBackend, NO_OFFLOADS } from './net-backend.js'
 import type { Queue } from './queue.js'
@@ -37,7 +37,7 @@ const FRAME_MAX = HEADER + 14 + 8 + 65535
 /** What a system call takes at once (IOV_MAX), with one to spare. */
 const PARTS_MAX = 1023
 
-/** Chains of a batch: enough for the largest frame in buffers of the usual size, and for many small ones. */
+/** Frames that are sent at once. */
 const BATCH = 64
 /** After so many batches other work gets its turn, however much there is to do. */
 const TURN = 16
@@ -56,10 +56,12 @@ export class VirtioNet implements VirtioDevice {
   #quiet = true
   /** The status that the driver knows of. */
   #told = LINK_UP
-  /** Chains taken from the receive queue that no frame has filled yet, in order. */
-  #buffers: Chain[] = []
-  /** Frames taken from the transmit queue that the backend has not taken yet, in order. */
-  #frames: Chain[] = []
+  /** Chains taken from the receive queue that no frame has filled yet. */
+  #buffers: ChainBatch | undefined
+  /** Frames taken from the transmit queue that the backend has not taken yet. */
+  #frames: ChainBatch | undefined
+  /** Bytes written to each of the buffers that are given back. */
+  readonly #written = new Uint32Array(QUEUE_SIZE)
   /** The backend takes no frames for now, and tells when it does again. */
   #blocked = false
   /** The backend has nothing for now, and tells when it has. */
@@ -83,7 +85,7 @@ export class VirtioNet implements VirtioDevice {
     backend.start({
       readable: () => {
         this.#drained = false
-        this.#guarded(() => this.#receive())
+        this.#guarded(() => this.#link?.woken(this.#receive()))
       },
       writable: () => {
         this.#blocked = false
@@ -95,6 +97,8 @@ export class VirtioNet implements VirtioDevice {
 
   start(link: VirtioLink): void {
     this.#link = link
+    this.#buffers = link.queues[RECEIVE]?.batch(PARTS_MAX)
+    this.#frames = link.queues[TRANSMIT]?.batch(PARTS_MAX)
     if (this.#told !== this.config[STATUS_OFFSET]) this.#tellStatus()
     const has = (feature: bigint) => (link.features & feature) !== 0n
     const checksum = has(NET_FEATURE.GUEST_CSUM)
@@ -115,10 +119,10 @@ export class VirtioNet implements VirtioDevice {
 
   async quiesce(): Promise<void> {
     this.#quiet = true
-    this.#link?.queues[RECEIVE]?.unpop(this.#buffers.length)
-    this.#link?.queues[TRANSMIT]?.unpop(this.#frames.length)
-    this.#buffers = []
-    this.#frames = []
+    this.#link?.queues[RECEIVE]?.unpop(this.#buffers?.count ?? 0)
+    this.#link?.queues[TRANSMIT]?.unpop(this.#frames?.count ?? 0)
+    this.#buffers?.clear()
+    this.#frames?.clear()
   }
 
   resume(): void {
@@ -127,8 +131,8 @@ export class VirtioNet implements VirtioDevice {
 
   reset(): void {
     this.#link = undefined
-    this.#buffers = []
-    this.#frames = []
+    this.#buffers = undefined
+    this.#frames = undefined
     this.#told = this.config[STATUS_OFFSET]!
     this.#backend.leaveToGuest(NO_OFFLOADS)
   }
@@ -193,105 +197,78 @@ export class VirtioNet implements VirtioDevice {
   #transmit(): void {
     const link = this.#link
     const queue = link?.queues[TRANSMIT]
-    if (!link || !queue || this.#quiet || this.#blocked) return
     const frames = this.#frames
+    if (!link || !queue || !frames || this.#quiet || this.#blocked) return
     queue.disableNotifications()
     for (let batch = 0; batch < TURN; batch++) {
-      const dropped = this.#takeFrames(queue)
-      const taken = this.#up && frames.length > 0 ? this.#backend.send(frames) : frames.length
-      queue.pushAll(frames, ZEROS, taken)
-      frames.splice(0, taken)
-      if (taken > 0 || dropped) link.used(queue)
-      if (frames.length > 0) {
+      takeFrames(queue, frames)
+      const taken = this.#up && frames.count > 0 ? this.#backend.send(frames) : frames.count
+      if (taken > 0) {
+        queue.give(frames, ZEROS, taken)
+        link.used(queue)
+      }
+      if (frames.count > 0) {
         this.#blocked = true
         return
       }
-      if (taken === 0 && !dropped && !queue.enableNotifications()) return
+      if (taken === 0 && !queue.enableNotifications()) return
     }
     this.#nextTurn()
   }
 
-  /** Takes a batch of frames. What cannot be one is dropped, as on a wire, and ends the batch: then true. */
-  #takeFrames(queue: Queue): boolean {
-    while (this.#frames.length < BATCH) {
-      const chain = queue.pop()
-      if (!chain) return false
-      if (chain.readableLength < HEADER)
-        throw new QueueError(`a frame of ${chain.readableLength} bytes with its header`)
-      if (isFrame(chain)) this.#frames.push(chain)
-      else if (this.#frames.length > 0) {
-        // In order: only the last ones can be left available.
-        queue.unpop(1)
-        return false
-      } else {
-        queue.push(chain, 0)
-        return true
-      }
-    }
-    return false
-  }
-
-  #receive(): void {
+  /** Gives how many frames it received. */
+  #receive(): number {
     const link = this.#link
     const queue = link?.queues[RECEIVE]
-    if (!link || !queue || this.#quiet || this.#drained || !this.#up) return
+    const buffers = this.#buffers
+    if (!link || !queue || !buffers || this.#quiet || this.#drained || !this.#up) return 0
     const merge = (link.features & NET_FEATURE.MRG_RXBUF) !== 0n
-    let want = BATCH
+    let frames = 0
     for (let batch = 0; batch < TURN; batch++) {
       queue.disableNotifications()
-      this.#takeBuffers(queue, want)
-      if (this.#buffers.length === 0) {
+      takeBuffers(queue, buffers)
+      if (buffers.count === 0) {
         if (queue.enableNotifications()) continue
-        return
+        return frames
       }
-      const { lengths, more } = this.#backend.receive(this.#buffers, merge)
+      const { lengths, more } = this.#backend.receive(buffers, merge)
       if (lengths.length > 0) {
-        this.#deliver(queue, lengths)
+        queue.give(buffers, this.#written, this.#fill(buffers, lengths))
         link.used(queue)
-        want = BATCH
+        frames += lengths.length
       }
       if (!more) {
         this.#drained = true
-        return
+        return frames
       }
       if (lengths.length > 0) continue
-      if (this.#buffers.length >= queue.size) {
-        // The driver cannot offer more: this frame will never fit.
-        this.#backend.drop()
-      } else if (want > this.#buffers.length && !queue.enableNotifications()) {
-        return
-      } else {
-        want = queue.size
-      }
+      // The driver cannot offer more: this frame will never fit.
+      if (buffers.count >= queue.size) this.#backend.drop()
+      else if (!queue.enableNotifications()) return frames
     }
     this.#nextTurn()
+    return frames
   }
 
-  #takeBuffers(queue: Queue, want: number): void {
-    while (this.#buffers.length < want) {
-      const chain = queue.pop()
-      if (!chain) return
-      if (!isBuffer(chain)) throw new QueueError('a receive buffer that cannot hold a frame (5.1.6.3)')
-      this.#buffers.push(chain)
-    }
-  }
-
-  /** Gives the buffers that hold the frames to the driver: all those of a frame at once (5.1.6.4). */
-  #deliver(queue: Queue, lengths: readonly number[]): void {
-    const buffers = this.#buffers
-    const written: number[] = []
-    for (const length of lengths) {
-      const first = written.length
-      for (let left = length; left > 0; ) {
-        const buffer = buffers[written.length]!
-        const count = Math.min(left, buffer.writableLength)
-        written.push(count)
+  /**
+   * Writes to the first buffer of each frame how many it has (5.1.6.4), and to `#written` how much is in each. Gives how many buffers the frames have
+   * together: the driver is given all those of a frame at once.
+   */
+  #fill({ memory: { views }, runs, counts, writableLengths }: ChainBatch, lengths: ArrayLike<number>): number {
+    const written = this.#written
+    let buffer = 0
+    for (let frame = 0, run = 0; frame < lengths.length; frame++) {
+      const first = buffer
+      const firstRun = run
+      for (let left = lengths[frame]!; left > 0; buffer++) {
+        const count = Math.min(left, writableLengths[buffer]!)
+        written[buffer] = count
         left -= count
+        run += counts[buffer]!
       }
-      setNumBuffers(buffers[first]!, written.length - first)
+      setNumBuffers(views, runs, firstRun, buffer - first)
     }
-    queue.pushAll(buffers, written, written.length)
-    buffers.splice(0, written.length)
+    return buffer
   }
 }
 
@@ -300,26 +277,39 @@ const SAVED = { status: LINK_UP } as const
 /** What is sent has no bytes written to it. */
 const ZEROS: readonly number[] = new Array(BATCH).fill(0)
 
-/** Something that may be sent. */
-function isFrame({ readable, readableLength, writableLength }: Chain): boolean {
-  return (
-    writableLength === 0 && readableLength >= FRAME_MIN && readableLength <= FRAME_MAX && readable.length <= PARTS_MAX
-  )
+/** Takes frames as far as there is room in a batch. What cannot be one has no runs there, and so is dropped, as on a wire. */
+function takeFrames(queue: Queue, frames: ChainBatch): void {
+  let next = frames.count
+  queue.take(frames, BATCH)
+  for (; next < frames.count; next++) {
+    const length = frames.readableLengths[next]!
+    if (length < HEADER) throw new QueueError(`a frame of ${length} bytes with its header`)
+    const sane = length >= FRAME_MIN && length <= FRAME_MAX && frames.counts[next]! <= PARTS_MAX
+    if (!sane || frames.writableLengths[next]! > 0) frames.blank(next)
+  }
 }
 
-/** Something that a frame, or its header at least, has room in. */
-function isBuffer({ writable, readableLength, writableLength }: Chain): boolean {
-  return readableLength === 0 && writableLength > HEADER && writable.length <= PARTS_MAX
-}
-
-/** Writes `num_buffers`, wherever the driver's buffers have it. */
-function setNumBuffers({ writable }: Chain, count: number): void {
-  let start = 0
-  for (const { chunk, offset, length } of writable) {
-    for (let at = Math.max(start, NUM_BUFFERS_OFFSET); at < Math.min(start + length, HEADER); at++) {
-      chunk[offset + at - start] = at === NUM_BUFFERS_OFFSET ? count & 0xff : count >> 8
+/** Takes all buffers that the driver offers. In each a frame, or its header at least, must have room. */
+function takeBuffers(queue: Queue, buffers: ChainBatch): void {
+  let next = buffers.count
+  queue.take(buffers, queue.size)
+  for (; next < buffers.count; next++) {
+    const sane = buffers.readableLengths[next] === 0 && buffers.counts[next]! <= PARTS_MAX
+    if (!sane || buffers.writableLengths[next]! <= HEADER) {
+      throw new QueueError('a receive buffer that cannot hold a frame (5.1.6.3)')
     }
-    start += length
-    if (start >= HEADER) return
+  }
+}
+
+/** Writes `num_buffers` of the header that begins with run `run`, wherever the driver's buffers have it. */
+function setNumBuffers(views: readonly Uint8Array[], runs: Float64Array, run: number, count: number): void {
+  for (let start = 0; start < HEADER; run++) {
+    const view = views[runs[3 * run]!]!
+    const offset = runs[3 * run + 1]! - start
+    const end = Math.min(start + runs[3 * run + 2]!, HEADER)
+    for (let at = Math.max(start, NUM_BUFFERS_OFFSET); at < end; at++) {
+      view[offset + at] = at === NUM_BUFFERS_OFFSET ? count & 0xff : count >> 8
+    }
+    start = end
   }
 }

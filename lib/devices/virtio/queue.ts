@@ -1,5 +1,6 @@
 import { GuestAddressError, type GuestMemory } from '../../memory/guest-memory.js'
-import { type Chain, readChain } from './chain.js'
+import type { Chain } from './chain.js'
+import { ChainBatch } from './chain-batch.js'
 import { QueueError } from './queue-error.js'
 
 /** Where a queue lies, as the driver told the transport (virtio 1.2, 2.7). Addresses are guest-physical. */
@@ -35,6 +36,8 @@ export const QUEUE_SIZE_MAX = 32768
 const AVAIL_F_NO_INTERRUPT = 1
 const USED_F_NO_NOTIFY = 1
 const USED_ENTRY = 8
+/** Descriptors after which no further chain is taken at once: a chain may have as many as the guest likes. */
+const STEPS_MAX = 4096
 
 /**
  * The device's side of a split virtqueue (virtio 1.2, 2.7). What lies in its memory is the guest's, and may change at any time: each
@@ -48,7 +51,7 @@ export class Queue {
   readonly #memory: GuestMemory
   readonly #layout: QueueLayout
   readonly #features: QueueFeatures
-  readonly #descriptors: DataView
+  readonly #descriptors: Uint32Array
   /** flags, idx, ring, used_event */
   readonly #available: Uint16Array
   /** flags, idx, and two words an entry that `#usedEntries` has; at the end avail_event. */
@@ -56,6 +59,8 @@ export class Queue {
   readonly #usedEntries: Uint32Array
   #nextAvailable = 0
   #nextUsed = 0
+  /** For the chain that is taken by itself. */
+  readonly #one: ChainBatch
   /** `#nextUsed` when the driver was last told, or decided not to be. */
   #toldUsed = 0
 
@@ -70,13 +75,14 @@ export class Queue {
     this.#layout = layout
     this.#features = features
     const table = area(memory, 'descriptor table', descriptors, 16 * size, 16)
-    this.#descriptors = new DataView(table.buffer, table.byteOffset, table.length)
+    this.#descriptors = new Uint32Array(table.buffer, table.byteOffset, 4 * size)
     // With or without the event index its word is there (2.7.6, 2.7.8).
     const available = area(memory, 'driver area', driver, 6 + 2 * size, 2)
     this.#available = new Uint16Array(available.buffer, available.byteOffset, 3 + size)
     const used = area(memory, 'device area', device, 6 + USED_ENTRY * size, 4)
     this.#used = new Uint16Array(used.buffer, used.byteOffset, 3 + (USED_ENTRY / 2) * size)
     this.#usedEntries = new Uint32Array(used.buffer, used.byteOffset + 4, (USED_ENTRY / 4) * size)
+    this.#one = new ChainBatch(memory)
   }
 
   /**
@@ -84,23 +90,69 @@ export class Queue {
    * @throws {QueueError} the driver broke the rules: the device needs a reset
    */
   pop(): Chain | undefined {
-    const waiting = this.#waiting()
-    if (waiting === 0) return undefined
-    const head = this.#available[2 + (this.#nextAvailable & (this.size - 1))]!
-    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
-    return readChain(this.#memory, this.#descriptors, head, this.#features.indirect)
+    this.#one.clear()
+    return this.take(this.#one, 1) > 0 ? this.#one.chain(0) : undefined
+  }
+
+  /** An empty batch for chains of this queue; for what `runsMax` is, see there. */
+  batch(runsMax: number): ChainBatch {
+    return new ChainBatch(this.#memory, runsMax)
+  }
+
+  /**
+   * Takes chains that the driver made available and adds them to `batch`, until it has `want`, there are no more, or they have very many
+   * descriptors. Gives how many it took.
+   * @throws {QueueError} the driver broke the rules: the device needs a reset
+   */
+  take(batch: ChainBatch, want: number): number {
+    const count = Math.min(this.#waiting(), want - batch.count)
+    const { indirect } = this.#features
+    let taken = 0
+    for (let steps = 0; taken < count && steps < STEPS_MAX; taken++) {
+      const head = this.#available[2 + (this.#nextAvailable & (this.size - 1))]!
+      this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
+      steps += batch.add(this.#descriptors, head, indirect)
+    }
+    return taken
   }
 
   /** Gives a chain back, with how many bytes were written to its buffers from the first on (2.7.8), of which it takes note. */
   push(chain: Chain, written: number): void {
-    this.#fill(chain, written)
+    let left = written
+    for (const { address, length } of chain.writable) {
+      if (left <= 0) break
+      this.#memory.markWritten(address, Math.min(left, length))
+      left -= length
+    }
+    const entry = 2 * (this.#nextUsed & (this.size - 1))
+    this.#usedEntries[entry] = chain.head
+    this.#usedEntries[entry + 1] = written
+    this.#markEntry(this.#nextUsed)
+    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
     this.#flush()
   }
 
-  /** The same with the first `count` of several chains at once: the driver sees none of them before all are there. */
-  pushAll(chains: readonly Chain[], written: readonly number[], count: number): void {
-    for (let i = 0; i < count; i++) this.#fill(chains[i]!, written[i]!)
-    if (count > 0) this.#flush()
+  /** Gives the first `count` chains of a batch back, which has them no more: the driver sees none of them before all are there. */
+  give(batch: ChainBatch, written: ArrayLike<number>, count: number): void {
+    if (count === 0) return
+    const entries = this.#usedEntries
+    const { heads, counts } = batch
+    const mask = this.size - 1
+    const first = this.#nextUsed
+    let runs = 0
+    for (let i = 0; i < count; i++) {
+      const entry = 2 * ((first + i) & mask)
+      entries[entry] = heads[i]!
+      entries[entry + 1] = written[i]!
+      runs += counts[i]!
+    }
+    this.#nextUsed = (first + count) & 0xffff
+    if (this.#memory.logsDirty) {
+      batch.markWritten(written, count)
+      for (let i = 0; i < count; i++) this.#markEntry(first + i)
+    }
+    batch.shift(count, runs)
+    this.#flush()
   }
 
   /** Leaves the last `count` chains that were taken available, as if they had not been. */
@@ -147,18 +199,8 @@ export class Queue {
     this.#toldUsed = this.#nextUsed
   }
 
-  #fill(chain: Chain, written: number): void {
-    let left = written
-    for (const { address, length } of chain.writable) {
-      if (left <= 0) break
-      this.#memory.markWritten(address, Math.min(left, length))
-      left -= length
-    }
-    const entry = this.#nextUsed & (this.size - 1)
-    this.#usedEntries[2 * entry] = chain.head
-    this.#usedEntries[2 * entry + 1] = written
-    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
-    this.#memory.markWritten(this.#layout.device + 4 + USED_ENTRY * entry, USED_ENTRY)
+  #markEntry(index: number): void {
+    this.#memory.markWritten(this.#layout.device + 4 + USED_ENTRY * (index & (this.size - 1)), USED_ENTRY)
   }
 
   /** The entries are there before the index says so. */

@@ -52,6 +52,36 @@ describe('GuestMemory', () => {
     expect(memory().contains(address, length)).toBe(expected)
   })
 
+  test('knows its views by address', () => {
+    const ram = memory()
+    expect(ram.views.map(({ length }) => length)).toEqual([
+      ...Array(5).fill(0x300),
+      0x100,
+      0x300,
+      0x300,
+      0x200,
+      ...Array(5).fill(0x300),
+      0x100,
+    ])
+    expect([0, 0x2ff, 0x300, 0xfff, 0x1000, 0x17ff, 0x4000, 0x4fff].map(address => ram.viewAt(address))).toEqual([
+      0, 0, 1, 5, 6, 8, 9, 14,
+    ])
+    for (const address of [-1, 0x1800, 0x3fff, 0x5000, 2 ** 53, Number.NaN]) expect(ram.viewAt(address)).toBe(-1)
+    ram.write(0x1234, Uint8Array.of(99))
+    const index = ram.viewAt(0x1234)
+    expect(ram.views[index]![0x1234 - ram.viewStarts[index]!]).toBe(99)
+  })
+
+  test('knows whether anybody wants to know of what is written', () => {
+    const region = { guestAddress: 0, size: 1, chunks: [new Uint8Array(1)] }
+    const of = (more: object) => new GuestMemory([{ ...region, ...more }]).logsDirty
+    expect(of({})).toBe(false)
+    expect(of({ logsDirty: true })).toBe(false)
+    expect(of({ markWritten() {} })).toBe(true)
+    expect(of({ markWritten() {}, logsDirty: true })).toBe(true)
+    expect(of({ markWritten() {}, logsDirty: false })).toBe(false)
+  })
+
   test('what is written is read back, across views and regions', () => {
     const ram = memory()
     const bytes = Uint8Array.from({ length: 0x1700 }, (_, i) => i % 251)

@@ -1,5 +1,5 @@
 import type { VirtioDevice } from '../../../../lib/devices/virtio/device.js'
-import { type Doorbell, MmioTransport } from '../../../../lib/devices/virtio/mmio-transport.js'
+import { MmioTransport, type VirtioWires } from '../../../../lib/devices/virtio/mmio-transport.js'
 import type { QueueLayout } from '../../../../lib/devices/virtio/queue.js'
 import { FEATURE, REGISTER, STATUS } from '../../../../lib/devices/virtio/registers.js'
 import type { GuestMemory } from '../../../../lib/memory/guest-memory.js'
@@ -11,9 +11,8 @@ export class Registers {
   readonly transport: MmioTransport
   interrupts = 0
 
-  constructor(memory: GuestMemory, device: VirtioDevice, doorbells?: readonly Doorbell[]) {
-    const interrupt = { signal: () => this.interrupts++ }
-    this.transport = new MmioTransport(memory, device, { interrupt, ...(doorbells && { doorbells }) })
+  constructor(memory: GuestMemory, device: VirtioDevice, wires: Partial<VirtioWires> = {}) {
+    this.transport = new MmioTransport(memory, device, { interrupt: { signal: () => this.interrupts++ }, ...wires })
   }
 
   get(register: number): number {

@@ -231,32 +231,34 @@ describe('a driver', () => {
   })
 })
 
-describe('a doorbell', () => {
-  it('tells of each ring how many chains it found', () => {
-    const rings: (() => number)[] = []
+describe('a wake-up', () => {
+  it('by the driver is told with how many chains it found, by the host with what the device says', () => {
+    const rings: (() => void)[] = []
     const doorbells = [0, 1].map(index => ({
-      watch(onRing: () => number) {
+      watch(onRing: () => void) {
         rings[index] = onRing
       },
       unwatch: () => {},
     }))
+    const found: number[] = []
     const memory = plainMemory([[0, MEMORY]])
     const device = new Probe()
-    const registers = new Registers(memory, device, doorbells)
+    const registers = new Registers(memory, device, { doorbells, woken: chains => found.push(chains) })
     registers.transport.resume()
-    expect(rings[0]!()).toBe(0)
+    rings[0]!()
     registers.start([LAYOUT])
     const driver = new Driver(memory, LAYOUT, { eventIndex: false, indirect: false })
     driver.describe(0, 0x8000, 1, 0)
-    expect(rings[0]!()).toBe(0)
     for (let i = 0; i < 3; i++) driver.offer(0)
-    expect(rings[0]!()).toBe(3)
-    expect(rings[0]!()).toBe(0)
+    rings[0]!()
+    rings[0]!()
     // A queue that was not set up.
-    expect(rings[1]!()).toBe(0)
-    // More than the queue has: the device needs a reset, and the ring tells all the same.
+    rings[1]!()
+    device.link!.woken(7)
+    // More than the queue has: the device needs a reset, and is told of all the same.
     for (let i = 0; i <= LAYOUT.size; i++) driver.offer(0)
-    expect(rings[0]!()).toBe(LAYOUT.size + 1)
+    rings[0]!()
+    expect(found).toEqual([0, 3, 0, 0, 7, LAYOUT.size + 1])
     expect(registers.get(REGISTER.Status) & STATUS.DEVICE_NEEDS_RESET).not.toBe(0)
   })
 })
@@ -264,16 +266,16 @@ describe('a doorbell', () => {
 describe('a pause', () => {
   it('keeps the device quiet; the driver’s rings meanwhile are heard afterwards', async () => {
     const watched = new Set<number>()
-    const rings: (() => number)[] = []
+    const rings: (() => void)[] = []
     const doorbells = [0, 1].map(index => ({
-      watch(onRing: () => number) {
+      watch(onRing: () => void) {
         watched.add(index)
         rings[index] = onRing
       },
       unwatch: () => void watched.delete(index),
     }))
     const device = new Probe()
-    const registers = new Registers(plainMemory([[0, MEMORY]]), device, doorbells)
+    const registers = new Registers(plainMemory([[0, MEMORY]]), device, { doorbells })
     registers.start([LAYOUT])
     expect([...watched]).toEqual([])
     registers.transport.resume()

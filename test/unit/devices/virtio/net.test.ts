@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { Chain } from '../../../../lib/devices/virtio/chain.js'
+import type { ChainBatch } from '../../../../lib/devices/virtio/chain-batch.js'
 import type { VirtioLink } from '../../../../lib/devices/virtio/device.js'
 import { NET_FEATURE, VirtioNet } from '../../../../lib/devices/virtio/net.js'
 import {
@@ -13,7 +13,7 @@ import {
 import { Queue } from '../../../../lib/devices/virtio/queue.js'
 import type { QueueError } from '../../../../lib/devices/virtio/queue-error.js'
 import { GuestMemory } from '../../../../lib/memory/guest-memory.js'
-import { Driver, LAYOUT, MEMORY, NEXT, WRITE } from './driver.js'
+import { Driver, INDIRECT, LAYOUT, MEMORY, NEXT, WRITE } from './driver.js'
 
 const RX = 0
 const TX = 1
@@ -41,28 +41,28 @@ class Wire implements NetBackend {
     this.events = events
   }
 
-  send(frames: readonly Chain[]): number {
-    const taken = Math.min(frames.length, this.credit)
-    for (const { readable } of frames.slice(0, taken)) this.sent.push(Buffer.concat(readable.map(part => part.bytes)))
+  send(frames: ChainBatch): number {
+    const taken = Math.min(frames.count, this.credit)
+    for (let i = 0; i < taken; i++) if (frames.counts[i]! > 0) this.sent.push(Buffer.concat(frames.partsOf(i)))
     this.credit -= taken
     return taken
   }
 
-  receive(buffers: readonly Chain[], merge: boolean): Received {
+  receive(buffers: ChainBatch, merge: boolean): Received {
     const lengths: number[] = []
     for (let next = 0; this.waiting.length > 0; this.waiting.shift()) {
       const frame = this.waiting[0]!
-      const [first, end] = [next, merge ? buffers.length : next + 1]
+      const [first, end] = [next, merge ? buffers.count : Math.min(next + 1, buffers.count)]
       let room = 0
-      for (; next < end && room < frame.length; next++) room += buffers[next]?.writableLength ?? 0
-      if (room < frame.length && (merge || first >= buffers.length)) return { lengths, more: true }
+      for (; next < end && room < frame.length; next++) room += buffers.writableLengths[next]!
+      if (room < frame.length && (merge || first >= buffers.count)) return { lengths, more: true }
       if (room < frame.length) {
         next = first
         continue
       }
       let at = 0
-      for (const { writable } of buffers.slice(first, next)) {
-        for (const { bytes } of writable) {
+      for (let i = first; i < next; i++) {
+        for (const bytes of buffers.partsOf(i)) {
           bytes.set(frame.subarray(at, at + bytes.length))
           at = Math.min(frame.length, at + bytes.length)
         }
@@ -89,12 +89,13 @@ function setUp(features = ~0n, size = LAYOUT.size, memory = emptyMemory()) {
   const layouts = LAYOUTS.map(layout => ({ ...layout, size }))
   const queues = layouts.map(layout => new Queue(memory, layout, queueFeatures))
   const drivers = layouts.map(layout => new Driver(memory, layout, queueFeatures))
-  const told = { used: [0, 0], config: 0, failures: [] as QueueError[] }
+  const told = { used: [0, 0], woken: [] as number[], config: 0, failures: [] as QueueError[] }
   const link: VirtioLink = {
     queues,
     features: device.features & features,
     used: queue => void told.used[queues.indexOf(queue)]!++,
     notify: index => device.notify(index),
+    woken: found => void told.woken.push(found),
     configChanged: () => void told.config++,
     fail: error => void told.failures.push(error),
   }
@@ -204,6 +205,24 @@ describe('frames from the guest', () => {
     expect(told.failures).toEqual([])
   })
 
+  it('one in more pieces than a system call takes is dropped, too', () => {
+    const memory = new GuestMemory([{ guestAddress: 0, size: 0x40000, chunks: [new Uint8Array(0x40000)] }])
+    const { tx, wire, device, told } = setUp(~0n, 16, memory)
+    for (const [head, count] of [1023, 1024].entries()) {
+      const at = 0x20000 + 0x8000 * head
+      tx.table(
+        at,
+        Array.from({ length: count }, (_, i) => [0x8000, 1, i + 1 < count ? NEXT : 0, i + 1] as const),
+      )
+      tx.describe(head, at, 16 * count, INDIRECT)
+      tx.offer(head)
+    }
+    device.notify(TX)
+    expect(wire.sent.map(({ length }) => length)).toEqual([1023])
+    expect(tx.collect().map(({ id }) => id)).toEqual([0, 1])
+    expect(told.failures).toEqual([])
+  })
+
   it('without room for a header break the rules: the driver has to reset', async () => {
     const { tx, rx, wire, device, told } = setUp()
     tx.describe(0, 0x8000, 11, 0)
@@ -236,7 +255,7 @@ describe('frames for the guest', () => {
     expected.writeUInt16LE(1, 10)
     expect(Buffer.from(memory.read(0x8000, 70))).toEqual(expected)
     expect(memory.read(0x8400 + 10, 3)).toEqual(Uint8Array.of(1, 0, 21))
-    expect(told.used).toEqual([1, 0])
+    expect([told.used, told.woken]).toEqual([[1, 0], [2]])
   })
 
   it('go on in further buffers where these may be merged, all given at once', () => {
@@ -302,6 +321,16 @@ describe('frames for the guest', () => {
         rx.describe(1, 0x8000, 100, WRITE)
       },
     ],
+    [
+      'is in more pieces than a system call takes',
+      rx => {
+        rx.table(
+          0xb000,
+          Array.from({ length: 1024 }, (_, i) => [0x8000, 1, WRITE | (i < 1023 ? NEXT : 0), i + 1] as const),
+        )
+        rx.describe(0, 0xb000, 16 * 1024, INDIRECT)
+      },
+    ],
   ])('in a buffer that %s break the rules', (_, describe) => {
     const { rx, device, told } = setUp()
     describe(rx)
@@ -312,7 +341,7 @@ describe('frames for the guest', () => {
 
   it('and from it, however many, leave others their turn', async () => {
     const { rx, wire, device } = setUp()
-    wire.receive = buffers => ({ lengths: buffers.map(() => 60), more: true })
+    wire.receive = ({ count }) => ({ lengths: new Array(count).fill(60), more: true })
     let turns = 0
     // A driver that offers each buffer again at once.
     const offer = () => {
@@ -321,7 +350,7 @@ describe('frames for the guest', () => {
     }
     const receive = wire.receive.bind(wire)
     wire.receive = (buffers, merge) => {
-      for (let i = 0; i < buffers.length; i++) offer()
+      for (let i = 0; i < buffers.count; i++) offer()
       return receive(buffers, merge)
     }
     offer()

@@ -117,6 +117,83 @@ describe('a chain', () => {
   })
 })
 
+describe('a batch', () => {
+  it('has as many chains as are wanted, which are given back at once, the others later, also where the rings wrap', () => {
+    const { driver, queue } = setUp()
+    for (const from of [0, 0xfffa]) {
+      queue.state = { nextAvailable: from, nextUsed: from }
+      driver.start(from)
+      for (let i = 0; i < 12; i++) {
+        driver.describe(i, 0x8000 + 0x100 * i, 10 + i, WRITE)
+        driver.offer(i)
+      }
+      const batch = queue.batch(16)
+      expect([queue.take(batch, 5), queue.take(batch, 5), batch.count]).toEqual([5, 0, 5])
+      queue.give(batch, [1, 2, 3], 3)
+      expect(driver.collect()).toEqual([
+        { id: 0, length: 1 },
+        { id: 1, length: 2 },
+        { id: 2, length: 3 },
+      ])
+      expect([queue.take(batch, 100), batch.count, queue.waiting]).toEqual([7, 9, 0])
+      queue.unpop(2)
+      expect(queue.waiting).toBe(2)
+      queue.give(batch, new Array(9).fill(7), 7)
+      expect(driver.collect().map(({ id }) => id)).toEqual([3, 4, 5, 6, 7, 8, 9])
+      expect(batch.count).toBe(2)
+    }
+  })
+
+  it('is left for later where its chains have very many descriptors', () => {
+    const memory = new GuestMemory([{ guestAddress: 0, size: 0x100000, chunks: [new Uint8Array(0x100000)] }])
+    const { driver, queue } = setUp(all, 16, memory)
+    driver.table(
+      0x20000,
+      Array.from({ length: 3000 }, (_, i) => [0x8000, 1, i < 2999 ? NEXT : 0, i + 1] as const),
+    )
+    driver.describe(0, 0x20000, 16 * 3000, INDIRECT)
+    for (let i = 0; i < 5; i++) driver.offer(0)
+    const batch = queue.batch(4)
+    expect([queue.take(batch, 16), queue.take(batch, 16), queue.take(batch, 16)]).toEqual([2, 2, 1])
+    expect([...batch.counts.subarray(0, 5)]).toEqual([5, 5, 5, 5, 5])
+  })
+
+  it.each([true, false])('that is given back is told to memory where that wants to know: %s', logsDirty => {
+    const told = new Set<number>()
+    const memory = new GuestMemory([
+      {
+        guestAddress: 0,
+        size: MEMORY,
+        chunks: [new Uint8Array(MEMORY)],
+        logsDirty,
+        markWritten(offset, length) {
+          for (let i = 0; i < length; i++) told.add(offset + i)
+        },
+      },
+    ])
+    const { driver, queue } = setUp(all, 16, memory)
+    const before = memory.read(0, MEMORY)
+    driver.start(14)
+    queue.state = { nextAvailable: 14, nextUsed: 14 }
+    for (let i = 0; i < 4; i++) {
+      driver.describe(i, 0x8000 + 0x100 * i, 0x100, WRITE)
+      driver.offer(i)
+    }
+    before.set(memory.read(0, MEMORY))
+    told.clear()
+    const batch = queue.batch(16)
+    queue.take(batch, 4)
+    for (let i = 0; i < 4; i++) for (const part of batch.partsOf(i)) part.fill(0xee, 0, 0x80)
+    queue.give(batch, [0x80, 0x80, 0x80, 0x80], 4)
+    const changed = [...memory.read(0, MEMORY).keys()].filter(i => memory.read(i, 1)[0] !== before[i])
+    expect(changed.length).toBeGreaterThan(4 * 0x80)
+    const missed = changed.filter(i => !told.has(i))
+    if (logsDirty) expect(missed).toEqual([])
+    // The rings' indices: memory takes no note of them by itself.
+    else expect([...told]).toEqual([0, 1, 2, 3].map(i => LAYOUT.device + i))
+  })
+})
+
 it.each([
   ['a size that is no power of two', { ...LAYOUT, size: 12 }],
   ['a size of 0', { ...LAYOUT, size: 0 }],

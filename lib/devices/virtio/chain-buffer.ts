@@ -1,8 +1,8 @@
-/** A piece of guest-physical memory that lies within one view. */
-export class MemorySpan {
+/** A buffer of a chain, or a part of one that lies across two views: guest memory, straight. */
+export class ChainBuffer {
   /** Guest-physical address of its first byte. */
   readonly address: number
-  /** The view over guest memory, and where in it the piece begins. */
+  /** The view over guest memory, and where in it the buffer begins. */
   readonly chunk: Uint8Array
   readonly offset: number
   /** Bytes. */
@@ -16,7 +16,7 @@ export class MemorySpan {
     this.length = length
   }
 
-  /** The piece itself, not a copy. Made when it is asked for: who only hands its place on, as to a system call, needs none. */
+  /** The buffer itself, not a copy. Made when it is asked for. */
   get bytes(): Uint8Array {
     this.#bytes ??= this.chunk.subarray(this.offset, this.offset + this.length)
     return this.#bytes
