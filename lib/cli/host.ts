@@ -73,7 +73,6 @@ function formatResult(plan: NestingPlan, { restored, changed }: NestingResult, d
   const reloaded = steps.some(({ kind }) => kind === 'load')
   const lines = [reloaded ? `Done: KVM ${nested ? 'offers' : 'no longer offers'} ${extension} to guests.` : 'Done.']
   if (restored.length > 0) lines.push(`Set again, as before: ${restored.join(', ')}.`)
-  if (changed.length > 0)
-    lines.push(`Otherwise than before, and not to be changed while it is loaded: ${changed.join('; ')}.`)
+  if (changed.length > 0) lines.push(`Otherwise than before, and not to be set back: ${changed.join('; ')}.`)
   return `${lines.join('\n')}\n`
 }

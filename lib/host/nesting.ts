@@ -9,9 +9,9 @@ import type { HostSystem } from './system.js'
 
 /** What was done. */
 export interface NestingResult {
-  /** Parameters that the reload had changed and that were set back. */
+  /** Parameters that the reload had changed and that were set back, or given to the module as it was loaded once more. */
   readonly restored: readonly string[]
-  /** Parameters that the reload has changed and that cannot be set while the module is loaded, as in `kvm_amd.npt: 0, was 1`. */
+  /** Parameters that the reload has changed and that could not be set back, as in `kvm_amd.npt: 1, was 0`. */
   readonly changed: readonly string[]
 }
 
@@ -113,31 +113,93 @@ function unlike({ module, nested, extension }: NestingPlan, system: HostSystem):
 }
 
 /** Loads the module as it was, or leaves it unloaded where it was not there; says what it is like now. */
-function goBack({ module, former }: NestingPlan, system: HostSystem, actions: HostActions): string {
+function goBack(plan: NestingPlan, system: HostSystem, actions: HostActions): string {
+  const { module, former } = plan
   const loaded = () => system.list('/sys/module').includes(module)
   if (loaded()) actions.run('modprobe', ['-r', module])
   if (former === null) return loaded() ? 'it could not be unloaded again: see dmesg' : 'it is unloaded again: see dmesg'
   const option = `nested=${isOn(former) ? 1 : 0}`
-  const { code, output } = actions.run('modprobe', [module, option])
-  if (code === 0) return `it is loaded again as it was, with ${option}: see dmesg`
+  const command = ['modprobe', module, option]
+  const { code, output } = actions.run(command[0]!, command.slice(1))
+  if (code === 0) {
+    restoreParameters({ ...plan, nested: isOn(former), steps: [{ kind: 'load', command }] }, system, actions)
+    return `it is loaded again as it was, with ${option}: see dmesg`
+  }
   return `nor does it load as it was (${output}), so there is no KVM now: see dmesg, mend that, then modprobe ${module}`
 }
 
-/** Parameters that were set by hand are gone with the module; those that can be written are set again. */
+/** A parameter that a reload has changed, and that cannot be written. */
+interface Fixed {
+  readonly module: string
+  readonly name: string
+  readonly was: string
+  readonly value: string | null
+}
+
+/** `nested`, and what is off where that is, by the kernel itself. */
+const SWITCHED = ['nested', 'enable_shadow_vmcs']
+
+/**
+ * Parameters that were set by hand are gone with the module. Those that can be written are set again; for others, which it takes at its
+ * load alone, it is loaded once more.
+ */
 function restoreParameters(plan: NestingPlan, system: HostSystem, actions: HostActions): NestingResult {
+  const first = setAgain(plan, system, actions)
+  const options = first.fixed.filter(({ was }) => /^[^\s()]+$/.test(was))
+  if (options.length > 0) loadWith(options, plan, system, actions)
+  const { restored, fixed } = options.length > 0 ? setAgain(plan, system, actions) : first
+  const given = options.map(keyOf).filter(key => !fixed.some(parameter => keyOf(parameter) === key))
+  return {
+    restored: [...new Set([...first.restored, ...restored, ...given])],
+    changed: fixed.map(parameter => `${keyOf(parameter)}: ${parameter.value}, was ${parameter.was}`),
+  }
+}
+
+function keyOf({ module, name }: { readonly module: string; readonly name: string }): string {
+  return `${module}.${name}`
+}
+
+/** Writes what is otherwise than before. */
+function setAgain(plan: NestingPlan, system: HostSystem, actions: HostActions) {
   const restored: string[] = []
-  const changed: string[] = []
-  const before = new Map(plan.parameters.map(({ module, name, value }) => [`${module}.${name}`, value]))
-  for (const { module, name, value } of readParameters(system, [plan.module])) {
-    const key = `${module}.${name}`
-    const was = before.get(key)
-    if (was === undefined || was === null || was === value || (module === plan.module && name === 'nested')) continue
+  const fixed: Fixed[] = []
+  const before = new Map(plan.parameters.map(parameter => [keyOf(parameter), parameter.value]))
+  for (const parameter of readParameters(system, [plan.module])) {
+    const { module, name, value } = parameter
+    const was = before.get(keyOf(parameter))
+    if (was === undefined || was === null || was === value) continue
+    if (module === plan.module && SWITCHED.includes(name)) continue
     try {
       actions.set(`/sys/module/${module}/parameters/${name}`, was)
-      restored.push(key)
+      restored.push(keyOf(parameter))
     } catch {
-      changed.push(`${key}: ${value}, was ${was}`)
+      fixed.push({ module, name, was, value })
     }
   }
-  return { restored, changed }
+  return { restored, fixed }
+}
+
+/** Loads the module once more, with what it takes only then; where that cannot be, as planned again. */
+function loadWith(options: readonly Fixed[], plan: NestingPlan, system: HostSystem, actions: HostActions): void {
+  const { module } = plan
+  const load = plan.steps.filter(step => step.kind !== 'write').find(({ kind }) => kind === 'load')
+  if (!load) return
+  const of = (owner: string) =>
+    options.filter(({ module }) => module === owner).map(({ name, was }) => `${name}=${was}`)
+  const run = ([program, ...args]: readonly string[]) => actions.run(program!, args)
+  const unload = () => run(['modprobe', '-r', module]).code === 0 || !system.list('/sys/module').includes(module)
+  if (!unload()) return
+  const common = of('kvm')
+  if (
+    (common.length === 0 || run(['modprobe', 'kvm', ...common]).code === 0) &&
+    run([...load.command, ...of(module)]).code === 0 &&
+    unlike(plan, system) === undefined
+  ) {
+    return
+  }
+  unload()
+  const { code, output } = run(load.command)
+  if (code === 0) return
+  const remedy = `there is no KVM now: see dmesg, mend that, then modprobe ${module}`
+  throw new ConfigError('module', module, `${load.command.join(' ')}: ${output}`, remedy)
 }

@@ -30,8 +30,8 @@ import type { Vsock } from './vsock.js'
  *
  * Once the guest has ended, by itself or by `stop()`, everything is released: threads, descriptors, memory.
  *
- * While drivers of virtio devices have much to do at once, the thread that runs this event loop is SCHED_BATCH (sched(7)): on a busy processor it
- * waits for the vCPU that has it instead of taking it. A thread to which another policy was given (`chrt`) stays as it is.
+ * While virtio devices have much to do at once, the thread that runs this event loop is SCHED_BATCH (sched(7)), as is what a program starts then:
+ * on a busy processor it waits for the vCPU that has it instead of taking it. A thread to which another policy was given (`chrt`) stays as it is.
  */
 export class Machine extends EventEmitter<MachineEvents> {
   readonly config: MachineConfig

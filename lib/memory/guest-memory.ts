@@ -115,6 +115,10 @@ export class GuestMemory {
    * differential snapshots and rollbacks. `write` and `fill` tell by themselves.
    */
   markWritten(address: number, length: number): void {
+    if (this.logsDirty) this.#markWritten(address, length)
+  }
+
+  #markWritten(address: number, length: number): void {
     for (const region of this.regions) {
       const from = Math.max(address, region.guestAddress)
       const to = Math.min(address + length, region.guestAddress + region.size)
@@ -124,7 +128,11 @@ export class GuestMemory {
 
   /** Whether anybody wants to know of what is written. */
   get logsDirty(): boolean {
-    return this.regions.some(region => region.markWritten && region.logsDirty !== false)
+    for (let i = 0; i < this.regions.length; i++) {
+      const region = this.regions[i]!
+      if (region.markWritten && region.logsDirty !== false) return true
+    }
+    return false
   }
 
   /** Index of the view that has this address; -1 where none has it. The views of a region that was closed have no bytes. */

@@ -21,53 +21,67 @@ import { ModuleTree } from '../../lib/lab/modules.js'
 /** A root directory with this machine's files, but with its own /etc and the modules of the emulated host's kernel in /lib. */
 const ROOT = '/tmp/host-root'
 const CONFIG = '/etc/modprobe.d/nested-kvm.conf'
-const PARAMETER = '/sys/module/kvm_amd/parameters/nested'
+/** The module of the emulated host's extension, its `nested` on and off, a parameter that it takes at its load alone, and its bit in CPUID. */
+const { extension, module, on, off, fixed, leaf, bit } =
+  process.env.NESTED_KVM_LAB === 'vmx'
+    ? { extension: 'vmx', module: 'kvm_intel', on: 'Y', off: 'N', fixed: 'enable_apicv', leaf: 1, bit: 5 }
+    : { extension: 'svm', module: 'kvm_amd', on: '1', off: '0', fixed: 'npt', leaf: 0x8000_0001, bit: 2 }
 const env = { PATH: `/bin.first:${process.env.PATH}` }
-const nested = () => readFileSync(PARAMETER, 'utf8').trim()
+const parameter = (name: string) => readFileSync(`/sys/module/${module}/parameters/${name}`, 'utf8').trim()
+const nested = () => parameter('nested')
 
-// It reloads kvm_amd, which is nobody's in the emulated host only.
+/** Loads the module anew, by hand. */
+function reload(...options: string[]) {
+  spawnSync('chroot', [ROOT, busybox, 'modprobe', '-r', module])
+  execFileSync('chroot', [ROOT, busybox, 'modprobe', module, ...options])
+}
+
+// It reloads the module, which is nobody's in the emulated host only.
 describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
-  beforeAll(makeRoot)
-  // Those that run after it in this emulated host nest.
+  beforeAll(async () => {
+    await makeRoot()
+    reload('nested=1', `${fixed}=0`)
+  })
+  // Those that run after it in this emulated host nest, in the way of the lab.
   afterAll(() => {
     agent?.kill()
-    if (!existsSync(PARAMETER) || nested() !== '1') {
-      spawnSync('chroot', [ROOT, busybox, 'modprobe', '-r', 'kvm_amd'])
-      execFileSync('chroot', [ROOT, busybox, 'modprobe', 'kvm_amd', 'nested=1'])
-    }
+    reload('nested=1', ...(module === 'kvm_intel' ? [`${fixed}=0`] : []))
     for (const path of mounted.reverse()) spawnSync('umount', ['-R', '-l', path])
   })
 
   it('is on already: nothing is done, but for what makes it last', async () => {
     expect(await enable()).toMatchObject({ ok: true, already: true, steps: [] })
     expect(await enable({ persist: true })).toMatchObject({ ok: true, already: true, steps: [{ kind: 'write' }] })
-    expect(config()).toMatch(/^options kvm_amd nested=1$/m)
+    expect(config()).toContain(`\noptions ${module} nested=1\n`)
     expect(await enable({ persist: true })).toMatchObject({ ok: true, steps: [] })
   })
 
   it('is switched off, and what KVM offers with it', async () => {
     const planned = JSON.parse(command('host', 'disable-nested', '--dry-run', '--json').text)
     const steps = [
-      { kind: 'unload', command: ['modprobe', '-r', 'kvm_amd'] },
-      { kind: 'load', command: ['modprobe', 'kvm_amd', 'nested=0'] },
+      { kind: 'unload', command: ['modprobe', '-r', module] },
+      { kind: 'load', command: ['modprobe', module, 'nested=0'] },
     ]
-    expect(planned).toMatchObject({ schema: 1, ok: true, done: false, module: 'kvm_amd', former: '1', steps })
-    expect([nested(), offers()]).toEqual(['1', true])
+    expect(planned).toMatchObject({ schema: 1, ok: true, done: false, module, former: on, steps })
+    expect([nested(), offers()]).toEqual([on, true])
     const { text, code } = command('host', 'disable-nested')
-    expect([code, nested(), offers()]).toEqual([0, '0', false])
-    expect(text).toContain('Done: KVM no longer offers svm to guests.')
+    expect([code, nested(), parameter(fixed), offers()]).toEqual([0, off, 'N', false])
+    expect(text).toContain(`Set again, as before: ${module}.${fixed}.`)
+    expect(text).toContain(`Done: KVM no longer offers ${extension} to guests.`)
     // Which the next boot would not know.
     expect(text).toContain(`after the next boot it is as ${CONFIG} says`)
-    expect(await ask({ examine: true })).toMatchObject({ ok: false, way: 'enable', extension: 'svm' })
+    expect(await ask({ examine: true })).toMatchObject({ ok: false, way: 'enable', extension })
   })
 
-  it('is switched on again, and a parameter that was set by hand stays', async () => {
+  it('is switched on again, and parameters that were set by hand stay', async () => {
     const polling = '/sys/module/kvm/parameters/halt_poll_ns'
     const before = readFileSync(polling)
     writeFileSync(polling, '12345')
     const done = await enable({ persist: true })
-    expect(done).toMatchObject({ ok: true, former: '0', restored: ['kvm.halt_poll_ns'], changed: [] })
-    expect([nested(), offers(), readFileSync(polling, 'utf8').trim()]).toEqual(['1', true, '12345'])
+    expect(done).toMatchObject({ ok: true, former: off, changed: [] })
+    expect(done.restored).toEqual(['kvm.halt_poll_ns', `${module}.${fixed}`])
+    expect([nested(), parameter(fixed), offers()]).toEqual([on, 'N', true])
+    expect(readFileSync(polling, 'utf8').trim()).toBe('12345')
     writeFileSync(polling, before)
   })
 
@@ -77,19 +91,19 @@ describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
     const name = readFileSync('/proc/self/comm', 'utf8').trim()
     const { reason } = await disable({ persist: true })
     expect(reason).toContain(`it is in use by ${name} (pid ${process.pid}, 1 VM)`)
-    expect([nested(), config()]).toEqual(['1', expect.stringContaining('nested=1')])
+    expect([nested(), config()]).toEqual([on, expect.stringContaining('nested=1')])
   })
 
   it('loads the module as it was where it does not load as wanted', async () => {
     const modprobe = join(ROOT, 'bin.first/modprobe')
     const before = readFileSync(modprobe)
     // The kernel refuses the value.
-    const spoil = '[ "$2" = nested=0 ] && set -- "$@" npt=maybe'
+    const spoil = `[ "$2" = nested=0 ] && set -- "$@" ${fixed}=maybe`
     writeFileSync(modprobe, `#!/bin/sh\n${spoil}\nexec busybox modprobe "$@"\n`)
     const { reason } = await disable({ persist: true })
     writeFileSync(modprobe, before)
-    expect([nested(), offers()]).toEqual(['1', true])
-    expect(reason).toMatch(/modprobe kvm_amd nested=0: .*nvalid.*; it is loaded again as it was, with nested=1/)
+    expect([nested(), parameter(fixed), offers()]).toEqual([on, 'N', true])
+    expect(reason).toMatch(/nested=0: .*nvalid.*; it is loaded again as it was, with nested=1/)
     expect(config()).toContain('nested=1')
   })
 
@@ -97,17 +111,17 @@ describe.skipIf(!process.env.NESTED_KVM_LAB)('nested-kvm host', () => {
     // What a kernel with it built in shows: the parameters of a module that is not in the list.
     writeFileSync(join(ROOT, 'modules.none'), '')
     mount('--bind', join(ROOT, 'modules.none'), join(ROOT, 'proc/modules'))
-    expect((await disable()).reason).toContain("add kvm_amd.nested=0 to the kernel's command line and restart")
+    expect((await disable()).reason).toContain(`add ${module}.nested=0 to the kernel's command line and restart`)
     execFileSync('umount', [join(ROOT, 'proc/modules')])
     const mine = join(ROOT, 'etc/modprobe.d/mine.conf')
-    writeFileSync(mine, 'options kvm-amd nested=1\n')
-    const against = '"/etc/modprobe.d/mine.conf:1": it sets nested=1 for kvm_amd'
+    writeFileSync(mine, `options ${module.replace('_', '-')} nested=1\n`)
+    const against = `"/etc/modprobe.d/mine.conf:1": it sets nested=1 for ${module}`
     expect((await disable({ persist: true })).reason).toContain(against)
     rmSync(mine)
     mount('--bind', join(ROOT, 'etc'), join(ROOT, 'etc'))
     mount('-o', 'remount,bind,ro', join(ROOT, 'etc'))
     expect((await disable({ persist: true })).reason).toContain('it cannot be written (EROFS)')
-    expect([nested(), config()]).toEqual(['1', expect.stringContaining('nested=1')])
+    expect([nested(), config()]).toEqual([on, expect.stringContaining('nested=1')])
   })
 })
 
@@ -184,11 +198,11 @@ async function makeRoot(): Promise<void> {
   chmodSync(join(ROOT, 'bin.first/modprobe'), 0o755)
 }
 
-/** What depmod(8) would write of kvm_amd and what it needs. */
+/** What depmod(8) would write of the module and what it needs. */
 async function dependencies(tree: ModuleTree): Promise<string> {
   const path = (name: string) => relative(tree.directory, tree.path(name)!)
   const lines: string[] = []
-  for (const { name } of await tree.load('kvm_amd')) {
+  for (const { name } of await tree.load(module)) {
     const needed = (await tree.load(name)).map(module => module.name).filter(other => other !== name)
     lines.push(`${path(name)}: ${needed.reverse().map(path).join(' ')}`.trimEnd())
   }
@@ -204,10 +218,10 @@ function config(): string {
   return readFileSync(join(ROOT, CONFIG), 'utf8')
 }
 
-/** Whether KVM offers svm to guests. */
+/** Whether KVM offers the extension to guests. */
 function offers(): boolean {
   using kvm = Kvm.open()
-  return kvm.supportedCpuid().some(entry => entry.function === 0x8000_0001 && (entry.ecx & 4) !== 0)
+  return kvm.supportedCpuid().some(entry => entry.function === leaf && (entry.ecx & (1 << bit)) !== 0)
 }
 
 /** The command, in that root. */

@@ -10,18 +10,47 @@ function machine({
   deaf = false,
   half = false,
   uid = 0,
+  loaded = [],
 }: {
   fails?: Record<string, string>
   deaf?: boolean
   half?: boolean
   uid?: number
+  /** What it was loaded with by hand, but for `nested`. */
+  loaded?: string[]
 } = {}) {
   const fake: FakeHost = { flags: 'svm', device, uid, kvm: { cpuid: plainCpuid, nestedState: 0 } }
-  const load = (value: string) => {
-    fake.files = { ...amd(value), '/sys/module/kvm/parameters/halt_poll_ns': '200000\n' }
+  const parameter = (module: string, name: string) => `/sys/module/${module}/parameters/${name}`
+  /** Not to be written while a module is loaded. */
+  const fixed = [
+    parameter('kvm', 'mmio_caching'),
+    parameter('kvm_amd', 'npt'),
+    parameter('kvm_amd', 'enable_shadow_vmcs'),
+  ]
+  let common: string[] = []
+  const load = (options: readonly string[]) => {
+    const value = options.includes('nested=1') ? '1' : '0'
+    const files: Record<string, string> = {
+      ...amd(value),
+      [parameter('kvm', 'halt_poll_ns')]: '200000\n',
+      [parameter('kvm', 'mmio_caching')]: 'Y\n',
+      [parameter('kvm_amd', 'npt')]: '1\n',
+      // As kvm_intel has it.
+      [parameter('kvm_amd', 'enable_shadow_vmcs')]: value === '1' ? 'Y\n' : 'N\n',
+    }
+    for (const [module, given] of [
+      ['kvm', common],
+      ['kvm_amd', options],
+    ] as const) {
+      for (const option of given) {
+        const [name, value] = option.split('=')
+        files[parameter(module, name!)] = `${value}\n`
+      }
+    }
+    fake.files = files
     fake.kvm = { cpuid: value === '1' && !deaf ? svmCpuid : plainCpuid, nestedState: 0 }
   }
-  load('0')
+  load(['nested=0', ...loaded])
   const done: string[] = []
   const actions: HostActions = {
     run(program, args) {
@@ -29,8 +58,11 @@ function machine({
       done.push(command)
       if (half && args[0] === '-r') fake.files = {}
       if (fails[command]) return { code: 1, output: fails[command] }
-      if (args[0] === '-r') fake.files = {}
-      else load(args[1]!.slice('nested='.length))
+      if (args[0] === '-r') {
+        fake.files = {}
+        common = []
+      } else if (args[0] === 'kvm') common = args.slice(1)
+      else load(args.slice(1))
       return { code: 0, output: '' }
     },
     stage(path) {
@@ -39,6 +71,8 @@ function machine({
       return { commit: () => void done.push('commit'), discard: () => void done.push('discard') }
     },
     set(path, value) {
+      if (fixed.includes(path)) throw Object.assign(new Error('EACCES'), { code: 'EACCES' })
+      fake.files = { ...fake.files, [path]: `${value}\n` }
       done.push(`${path}=${value}`)
     },
   }
@@ -55,10 +89,13 @@ const UNLOAD = 'modprobe -r kvm_amd'
 const LOAD = 'modprobe kvm_amd nested=1'
 const BACK = 'modprobe kvm_amd nested=0'
 
+/** Also of what follows `nested` by itself. */
+const NOTHING_ELSE = { restored: [], changed: [] }
+
 describe('applyNesting', () => {
   it('writes the file beside its place first, and puts it there last', () => {
     const { done, apply } = machine()
-    expect(apply(true)).toEqual({ restored: [], changed: [] })
+    expect(apply(true)).toEqual(NOTHING_ELSE)
     expect(done).toEqual([`stage ${CONFIG}`, UNLOAD, LOAD, 'commit'])
   })
 
@@ -82,7 +119,7 @@ describe('applyNesting', () => {
 
   it('goes on where only what the module needed did not unload', () => {
     const { fake, done, apply } = machine({ fails: { [UNLOAD]: 'Module ccp is in use.' }, half: true })
-    expect(apply()).toEqual({ restored: [], changed: [] })
+    expect(apply()).toEqual(NOTHING_ELSE)
     expect(done).toEqual([UNLOAD, LOAD])
     expect(fake.files).toMatchObject(amd('1'))
   })
@@ -110,7 +147,38 @@ describe('applyNesting', () => {
   it('sets parameters again that the reload has changed', () => {
     const { fake, done, apply } = machine()
     fake.files = { ...fake.files, '/sys/module/kvm/parameters/halt_poll_ns': '0\n' }
-    expect(apply()).toEqual({ restored: ['kvm.halt_poll_ns'], changed: [] })
-    expect(done.at(-1)).toBe('/sys/module/kvm/parameters/halt_poll_ns=0')
+    expect(apply()).toEqual({ changed: [], restored: ['kvm.halt_poll_ns'] })
+    expect(done).toEqual([UNLOAD, LOAD, '/sys/module/kvm/parameters/halt_poll_ns=0'])
+  })
+
+  describe('with what a module takes at its load alone', () => {
+    const AGAIN = 'modprobe kvm_amd nested=1 npt=0'
+    const POLL = '/sys/module/kvm/parameters/halt_poll_ns'
+
+    it('loads it once more, and sets the others then', () => {
+      const { fake, done, apply } = machine({ loaded: ['npt=0'] })
+      fake.files = { ...fake.files, [POLL]: '0\n' }
+      expect(apply()).toEqual({ changed: [], restored: ['kvm.halt_poll_ns', 'kvm_amd.npt'] })
+      expect(done).toEqual([UNLOAD, LOAD, `${POLL}=0`, UNLOAD, AGAIN, `${POLL}=0`])
+      expect(fake.files).toMatchObject({ '/sys/module/kvm_amd/parameters/npt': '0\n', [POLL]: '0\n' })
+    })
+
+    it('loads kvm with its own first', () => {
+      const { fake, done, apply } = machine()
+      fake.files = { ...fake.files, '/sys/module/kvm/parameters/mmio_caching': 'N\n' }
+      expect(apply()).toEqual({ changed: [], restored: ['kvm.mmio_caching'] })
+      expect(done).toEqual([UNLOAD, LOAD, UNLOAD, 'modprobe kvm mmio_caching=N', LOAD])
+    })
+
+    it('leaves it as it is loaded where that fails, and says what is different', () => {
+      const { fake, done, apply } = machine({ loaded: ['npt=0'], fails: { [AGAIN]: 'Invalid argument' } })
+      fake.files = { ...fake.files, [POLL]: '0\n' }
+      expect(apply()).toEqual({
+        restored: ['kvm.halt_poll_ns'],
+        changed: ['kvm_amd.npt: 1, was 0'],
+      })
+      expect(done.slice(3)).toEqual([UNLOAD, AGAIN, UNLOAD, LOAD, `${POLL}=0`])
+      expect(fake.files).toMatchObject(amd('1'))
+    })
   })
 })
