@@ -12,7 +12,7 @@ export interface VirtioLink {
   used(queue: Queue): void
   /** Has `notify` called as if the driver had rung: where a device stopped before a queue was empty. */
   notify(index: number): void
-  /** Tells that the host woke it, not its driver, and how many chains it had for it: of those that wait in queues the transport knows. */
+  /** The host woke the device, not its driver, with so much to do: of its driver's notifications the transport knows by itself. */
   woken(found: number): void
   /** The configuration space has other content now (2.5, 2.3). */
   configChanged(): void

@@ -41,13 +41,13 @@ export interface NetBackend {
   /** Begins: from now on it calls back, `readable` first where there is something. */
   start(events: NetEvents): void
   /**
-   * Sends frames, which have bytes to read alone, and gives how many it has taken from the first on. It keeps none of their memory. One without
-   * runs is none: it is taken, and nothing sent.
+   * Sends frames, all of them readable, and gives how many it has taken from the first on. It keeps none of their memory. One without runs is
+   * none: it is taken, and nothing sent.
    */
   send(frames: ChainBatch): number
   /**
-   * Fills buffers, which may be written alone, with frames that are there. With `merge`, a frame goes on in the buffers that follow as far as it needs them; else
-   * one that does not fit in a buffer is dropped.
+   * Fills buffers, all of them writable, with frames that are there. With `merge`, a frame goes on in the buffers that follow as far as it
+   * needs them; else one that does not fit in a buffer is dropped.
    */
   receive(buffers: ChainBatch, merge: boolean): Received
   /** Drops the frame for which there were not enough buffers. */
