@@ -170,6 +170,13 @@ describe('applyNesting', () => {
       expect(done).toEqual([UNLOAD, LOAD, UNLOAD, 'modprobe kvm mmio_caching=N', LOAD])
     })
 
+    it('is the same where it goes back to what it was', () => {
+      const { fake, done, apply } = machine({ loaded: ['npt=0'], deaf: true })
+      expect(() => apply()).toThrow('it is loaded again as it was, with nested=0')
+      expect(done).toEqual([UNLOAD, LOAD, UNLOAD, BACK, UNLOAD, `${BACK} npt=0`])
+      expect(fake.files).toMatchObject({ ...amd('0'), '/sys/module/kvm_amd/parameters/npt': '0\n' })
+    })
+
     it('leaves it as it is loaded where that fails, and says what is different', () => {
       const { fake, done, apply } = machine({ loaded: ['npt=0'], fails: { [AGAIN]: 'Invalid argument' } })
       fake.files = { ...fake.files, [POLL]: '0\n' }
