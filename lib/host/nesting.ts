@@ -122,8 +122,10 @@ function goBack(plan: NestingPlan, system: HostSystem, actions: HostActions): st
   const command = ['modprobe', module, option]
   const { code, output } = actions.run(command[0]!, command.slice(1))
   if (code === 0) {
-    restoreParameters({ ...plan, nested: isOn(former), steps: [{ kind: 'load', command }] }, system, actions)
-    return `it is loaded again as it was, with ${option}: see dmesg`
+    const back: NestingPlan = { ...plan, nested: isOn(former), steps: [{ kind: 'load', command }] }
+    const { changed } = restoreParameters(back, system, actions)
+    const but = changed.length > 0 ? `, but for ${changed.join('; ')}` : ''
+    return `it is loaded again as it was, with ${option}${but}: see dmesg`
   }
   return `nor does it load as it was (${output}), so there is no KVM now: see dmesg, mend that, then modprobe ${module}`
 }

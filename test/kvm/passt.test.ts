@@ -1,8 +1,12 @@
 import { randomInt } from 'node:crypto'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { ChainBatch } from '../../lib/devices/virtio/chain-batch.js'
 import { installPackages } from '../../lib/lab/apt.js'
 import { findProgram } from '../../lib/lab/command.js'
@@ -118,6 +122,29 @@ describe('user networking', () => {
     const syn = await guest.receive(frame => isIpv4(frame, 6) && (frame[47]! & 2) === 2)
     expect(syn.readUInt16BE(36)).toBe(22)
     client.destroy()
+  })
+
+  it('sends nothing of what has no runs, and takes it all the same', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-test-'))
+    onTestFinished(() => rm(directory, { recursive: true, force: true }))
+    // Another program of that name, which keeps what it is given.
+    const said = join(directory, 'said')
+    await writeFile(join(directory, 'passt'), `#!/bin/sh\necho 'Template interface' >&2\nexec cat <&3 >${said}\n`, {
+      mode: 0o755,
+    })
+    const { PATH } = process.env
+    process.env.PATH = `${directory}:${PATH}`
+    const passt = await Passt.open([], 'nets[0]').finally(() => {
+      process.env.PATH = PATH
+    })
+    passt.start({ readable() {}, writable() {}, gone() {} })
+    const frames = batchOver(Buffer.concat([Buffer.alloc(72, 1), Buffer.alloc(72, 2)]), 0, 72)
+    frames.blank(0)
+    expect(passt.send(frames)).toBe(2)
+    const expected = Buffer.concat([Buffer.from([0, 0, 0, 60]), Buffer.alloc(60, 2)])
+    for (let tries = 0; tries < 500 && (await readFile(said)).length < expected.length; tries++) await sleep(10)
+    await passt.close()
+    expect(await readFile(said)).toEqual(expected)
   })
 
   it('that cannot have a port says which', async () => {

@@ -177,6 +177,11 @@ describe('applyNesting', () => {
       expect(fake.files).toMatchObject({ ...amd('0'), '/sys/module/kvm_amd/parameters/npt': '0\n' })
     })
 
+    it('is told where it does not go back with it', () => {
+      const { apply } = machine({ loaded: ['npt=0'], deaf: true, fails: { [`${BACK} npt=0`]: 'Invalid argument' } })
+      expect(() => apply()).toThrow('as it was, with nested=0, but for kvm_amd.npt: 1, was 0: see dmesg')
+    })
+
     it('leaves it as it is loaded where that fails, and says what is different', () => {
       const { fake, done, apply } = machine({ loaded: ['npt=0'], fails: { [AGAIN]: 'Invalid argument' } })
       fake.files = { ...fake.files, [POLL]: '0\n' }
