@@ -127,11 +127,10 @@ describe('user networking', () => {
   it('sends nothing of what has no runs, and takes it all the same', async () => {
     const directory = await mkdtemp(join(tmpdir(), 'nested-kvm-test-'))
     onTestFinished(() => rm(directory, { recursive: true, force: true }))
-    // Another program of that name, which keeps what it is given.
+    // Another program of that name, which keeps what it is given, in a file that is there before it says that it is ready.
     const said = join(directory, 'said')
-    await writeFile(join(directory, 'passt'), `#!/bin/sh\necho 'Template interface' >&2\nexec cat <&3 >${said}\n`, {
-      mode: 0o755,
-    })
+    const script = `#!/bin/sh\nexec >${said}\necho 'Template interface' >&2\nexec cat <&3\n`
+    await writeFile(join(directory, 'passt'), script, { mode: 0o755 })
     const { PATH } = process.env
     process.env.PATH = `${directory}:${PATH}`
     const passt = await Passt.open([], 'nets[0]').finally(() => {
