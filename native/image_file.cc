@@ -30,7 +30,7 @@ struct flock ByteOf(short type, uint64_t offset) {
 Napi::Function ImageFile::Define(Napi::Env env) {
   return DefineClass(env, "ImageFile",
                      {InstanceMethod<&ImageFile::Size>("size"), InstanceMethod<&ImageFile::Lock>("lock"),
-                      InstanceMethod<&ImageFile::IsLocked>("isLocked"),
+                      InstanceMethod<&ImageFile::IsLocked>("isLocked"), InstanceMethod<&ImageFile::ReadNow>("readNow"),
                       InstanceMethod<&ImageFile::PunchHole>("punchHole"), InstanceMethod<&ImageFile::Close>("close")});
 }
 
@@ -75,6 +75,30 @@ Napi::Value ImageFile::IsLocked(const Napi::CallbackInfo& info) {
   struct flock lock = ByteOf(F_WRLCK, offset);
   if (::fcntl(fd_.get(), F_OFD_GETLK, &lock) < 0) return ThrowKvmError(env, kName, errno);
   return Napi::Boolean::New(env, lock.l_type != F_UNLCK);
+}
+
+// readNow(buffers, offset, mayWait): bytes that were read into the buffers, as many as are in the host's memory; or -errno where none
+// could be, EAGAIN where it takes a wait. `mayWait`: no such bound, for a file system that is the host's memory and knows none.
+Napi::Value ImageFile::ReadNow(const Napi::CallbackInfo& info) {
+  constexpr const char* kName = "preadv2 of the disk image";
+  Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  if (!IntegerOf(info[1], kName, uint64_t{1} << 52, &offset)) return env.Undefined();
+  if (!info[0].IsArray()) {
+    Napi::TypeError::New(env, std::string(kName) + ": takes a list of buffers").ThrowAsJavaScriptException();
+    return env.Undefined();
+  }
+  const auto list = info[0].As<Napi::Array>();
+  iov_.clear();
+  for (uint32_t i = 0, count = list.Length(); i < count; i++) {
+    const auto bytes = BytesOf(list.Get(i), kName);
+    if (bytes.data() == nullptr) return env.Undefined();
+    iov_.push_back({bytes.data(), bytes.size()});
+  }
+  const int flags = info[2].ToBoolean().Value() ? 0 : RWF_NOWAIT;
+  const ssize_t count =
+      ::preadv2(fd_.get(), iov_.data(), static_cast<int>(iov_.size()), static_cast<off_t>(offset), flags);
+  return Napi::Number::New(env, static_cast<double>(count < 0 ? -errno : count));
 }
 
 // punchHole(offset, length): the range reads as zeros and takes no room.

@@ -157,6 +157,11 @@ export interface NativeImageFile {
   lock(offset: number): boolean
   /** Whether another open file description has a lock of the byte at `offset` (F_OFD_GETLK). */
   isLocked(offset: number): boolean
+  /**
+   * Reads what is in the host's memory (preadv2 with RWF_NOWAIT) and gives how many bytes that was; or a negated errno where it was none:
+   * EAGAIN where it takes a wait, EOPNOTSUPP where the file system cannot tell. With `mayWait` it is read in any case.
+   */
+  readNow(buffers: readonly Uint8Array[], offset: number, mayWait: boolean): number
   /** Makes a range read as zeros and take no room (FALLOC_FL_PUNCH_HOLE). */
   punchHole(offset: number, length: number): void
   close(): void

@@ -12,6 +12,11 @@ export interface BlockStorage {
   /** Bytes. */
   readonly size: number
   readonly readonly: boolean
+  /**
+   * Fills the buffers if that takes neither a wait nor long, and tells whether it did. If not, their content may be
+   * anything: `read` is what can say why.
+   */
+  readNow(buffers: readonly Uint8Array[], offset: number): boolean
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void
   write(buffers: readonly Uint8Array[], offset: number, done: Done): void
   /** What was written before is on the disk when this is done. */

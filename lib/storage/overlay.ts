@@ -53,6 +53,12 @@ export class Overlay implements BlockStorage {
     this.#top = makeLayer()
   }
 
+  readNow(buffers: readonly Uint8Array[], offset: number): boolean {
+    const first = offset / SECTOR
+    const parts = this.#parts(first, first + lengthOf(buffers) / SECTOR)
+    return parts.length === 1 && parts[0]!.layer === undefined && this.#base.readNow(buffers, offset)
+  }
+
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void {
     const first = offset / SECTOR
     const parts = this.#parts(first, first + lengthOf(buffers) / SECTOR)

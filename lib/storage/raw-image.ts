@@ -1,12 +1,14 @@
-import { closeSync, constants, fstatSync, openSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, statfsSync } from 'node:fs'
+import { constants as osConstants } from 'node:os'
 import { ConfigError } from '../errors.js'
-import { type BlockStorage, type Done, SECTOR } from './block-storage.js'
+import { type BlockStorage, type Done, lengthOf, SECTOR } from './block-storage.js'
 import { readFully, sync, writeFully, writeZeros } from './file-io.js'
 import { type LockableFile, takeImage } from './image-lock.js'
 
 /** What `fs` has no name for on an image, of which the file is opened a second time. */
 export interface ImageFile extends LockableFile {
   size(): number
+  readNow(buffers: readonly Uint8Array[], offset: number, mayWait: boolean): number
   punchHole(offset: number, length: number): void
   close(): void
 }
@@ -24,6 +26,14 @@ export interface RawImageOptions {
 /** What O_DIRECT asks of addresses, offsets and lengths: the largest logical block that disks have. */
 const DIRECT_ALIGNMENT = 4096
 
+/** Bytes, and buffers, that are filled on this thread where the host has the data in memory: that takes less than to wake up another one. */
+const NOW_MAX = 16 * 1024
+const NOW_BUFFERS_MAX = 32
+
+/** Magic numbers of the file systems that are memory (statfs(2)), whose files say that they know no RWF_NOWAIT. */
+const TMPFS = 0x01021994
+const RAMFS = 0x858458f6
+
 /** A disk image as it stands on the disk, byte for byte: a regular file or a block device. */
 export class RawImage implements BlockStorage {
   readonly size: number
@@ -32,6 +42,9 @@ export class RawImage implements BlockStorage {
   readonly #fd: number
   /** The same with O_DIRECT. */
   readonly #direct: number | undefined
+  readonly #inMemory: boolean
+  /** Whether the file system can tell what it has in memory. What is to go past that is read elsewhere. */
+  #tells: boolean
 
   /**
    * Opens an image and takes its lock: as its only writer, or as one of several readers.
@@ -58,14 +71,25 @@ export class RawImage implements BlockStorage {
   private constructor(file: ImageFile, fd: number, size: number, { field, path, readonly, direct }: RawImageOptions) {
     this.#file = file
     this.#fd = fd
+    this.#inMemory = [TMPFS, RAMFS].includes(statfsSync(path).type)
     this.size = size
     this.readonly = readonly
+    this.#tells = !direct
     if (!direct) return
     try {
       this.#direct = openSync(path, constants.O_DIRECT | (readonly ? constants.O_RDONLY : constants.O_RDWR))
     } catch {
       throw new ConfigError(field, path, 'its file system has no O_DIRECT', 'leave out direct, or move the image')
     }
+  }
+
+  readNow(buffers: readonly Uint8Array[], offset: number): boolean {
+    if (!this.#tells || buffers.length > NOW_BUFFERS_MAX) return false
+    const length = lengthOf(buffers)
+    if (length > NOW_MAX) return false
+    const count = this.#file.readNow(buffers, offset, this.#inMemory)
+    if (count === -osConstants.errno.EOPNOTSUPP) this.#tells = false
+    return count === length
   }
 
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void {

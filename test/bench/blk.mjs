@@ -1,14 +1,14 @@
 /**
- * blk.mjs DIRECTORY ours|pc read|randread|write|randwrite SIZE: a disk in the host's memory read or written by fio in L1, 32 requests at a time of so many KiB.
+ * blk.mjs DIRECTORY ours|pc read|randread|write|randwrite SIZE DEPTH: a disk in the host's memory read or written by fio in L1, DEPTH requests at a time of SIZE KiB.
  */
 import { join } from 'node:path'
 import { ensureAssets } from 'nested-kvm'
 import { CMDLINE, runGuest } from './linux-guest.mjs'
 
-const [directory, machine, kind, size] = process.argv.slice(2)
+const [directory, machine, kind, size, depth] = process.argv.slice(2)
 const { guestKernel, rootDisk } = await ensureAssets(['guestKernel', 'rootDisk'])
 const fio = [
-  `fio --name=bench --filename=/dev/vdb --direct=1 --ioengine=libaio --iodepth=32 --rw=${kind} --bs=${size}k`,
+  `fio --name=bench --filename=/dev/vdb --direct=1 --ioengine=libaio --iodepth=${depth} --rw=${kind} --bs=${size}k`,
   '--ramp_time=1 --runtime=4 --time_based --thread --minimal --terse-version=3',
 ].join(' ')
 const run = `busybox mount -t ext4 -o ro,noload /dev/vda /root; busybox mount -t devtmpfs devtmpfs /root/dev; busybox mount -t proc proc /root/proc; busybox chroot /root ${fio}`

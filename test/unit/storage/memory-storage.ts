@@ -4,6 +4,8 @@ import { type BlockStorage, type Done, SECTOR } from '../../../lib/storage/block
 export class MemoryStorage implements BlockStorage {
   readonly bytes: Uint8Array
   readonly readonly: boolean
+  /** Whether reads are done at once. */
+  now = false
   /** What comes next fails. */
   failing: Error | null = null
   readonly calls: string[] = []
@@ -19,14 +21,15 @@ export class MemoryStorage implements BlockStorage {
     return this.bytes.length
   }
 
+  readNow(buffers: readonly Uint8Array[], offset: number): boolean {
+    if (!this.now || this.failing) return false
+    this.calls.push('readNow')
+    this.#fill(buffers, offset)
+    return true
+  }
+
   read(buffers: readonly Uint8Array[], offset: number, done: Done): void {
-    this.#later('read', done, () => {
-      let at = offset
-      for (const buffer of buffers) {
-        buffer.set(this.bytes.subarray(at, at + buffer.length))
-        at += buffer.length
-      }
-    })
+    this.#later('read', done, () => this.#fill(buffers, offset))
   }
 
   write(buffers: readonly Uint8Array[], offset: number, done: Done): void {
@@ -53,6 +56,14 @@ export class MemoryStorage implements BlockStorage {
 
   close(): void {
     this.closed = true
+  }
+
+  #fill(buffers: readonly Uint8Array[], offset: number): void {
+    let at = offset
+    for (const buffer of buffers) {
+      buffer.set(this.bytes.subarray(at, at + buffer.length))
+      at += buffer.length
+    }
   }
 
   #later(call: string, done: Done, act: () => void): void {

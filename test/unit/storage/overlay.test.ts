@@ -180,3 +180,16 @@ it('tells of a directory where no temporary file can be made', () => {
   writeFileSync(file, '')
   expect(() => new Overlay(base(), () => OverlayLayer.temporary(file))).toThrow(/TMPDIR: .*ENOTDIR.*set TMPDIR/)
 })
+
+it('reads at once what is the image’s alone, where the image does', async () => {
+  const image = base()
+  const overlay = new Overlay(image, temporary)
+  const bytes = new Uint8Array(2 * SECTOR)
+  expect(overlay.readNow([bytes], 4 * SECTOR)).toBe(false)
+  image.now = true
+  await write(overlay, 6 * SECTOR, new Uint8Array(2 * SECTOR).fill(0xee))
+  expect([4, 5, 6].map(sector => overlay.readNow([bytes], sector * SECTOR))).toEqual([true, false, false])
+  overlay.readNow([bytes], 4 * SECTOR)
+  expect(bytes).toEqual(image.bytes.subarray(4 * SECTOR, 6 * SECTOR))
+  overlay.close()
+})

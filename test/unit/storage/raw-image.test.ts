@@ -1,12 +1,12 @@
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { openImageFile } from '../../../lib/kvm/image-file.js'
 import type { Done } from '../../../lib/storage/block-storage.js'
-import { RawImage } from '../../../lib/storage/raw-image.js'
+import { type ImageFile, RawImage } from '../../../lib/storage/raw-image.js'
 
 let directory: string
 beforeAll(() => {
@@ -65,6 +65,91 @@ it('past the page cache, where the guest’s buffers allow it', async () => {
   await wait(done => disk.read([memory.subarray(100, 612)], 512, done))
   expect(memory.subarray(100, 612).every(byte => byte === 7)).toBe(true)
   disk.close()
+})
+
+describe('reads at once', () => {
+  /** An image, and what `readNow` of its file gives; what it gives instead, where that is said. */
+  function watched(path: string, { direct = false, instead }: { direct?: boolean; instead?: number } = {}) {
+    const gave: number[] = []
+    const openFile = (name: string, writable: boolean): ImageFile => {
+      const file = openImageFile(name, writable)
+      const readNow = file.readNow.bind(file)
+      const value = (...[buffers, offset, mayWait]: Parameters<ImageFile['readNow']>) => {
+        const count = instead ?? readNow(buffers, offset, mayWait)
+        gave.push(count)
+        return count
+      }
+      return Object.defineProperty(file, 'readNow', { value })
+    }
+    return { disk: RawImage.open({ field: 'disks[0].path', path, readonly: true, direct, openFile }), gave }
+  }
+
+  it('what lies in memory, in a file system that is memory', () => {
+    const path = join('/dev/shm', `nested-kvm-${process.pid}.img`)
+    onTestFinished(() => rmSync(path))
+    writeFileSync(
+      path,
+      new Uint8Array(64 * 1024).map((_, i) => i / 512),
+    )
+    const { disk, gave } = watched(path)
+    const [a, b] = [new Uint8Array(500), new Uint8Array(3596)]
+    expect(disk.readNow([a, b], 512)).toBe(true)
+    expect(Buffer.concat([a, b])).toEqual(readFileSync(path).subarray(512, 512 + 4096))
+    expect(gave).toEqual([4096])
+    disk.close()
+  })
+
+  it('what the page cache has, where the file system tells', () => {
+    const path = image()
+    readFileSync(path)
+    const { disk, gave } = watched(path)
+    const bytes = new Uint8Array(4096)
+    if (disk.readNow([bytes], 8192)) expect(bytes.every(byte => byte === 7)).toBe(true)
+    else expect(gave).toEqual([-constants.errno.EOPNOTSUPP])
+    disk.close()
+  })
+
+  it('nothing that the page cache does not have, but asks again', () => {
+    const { disk, gave } = watched(image(), { instead: -constants.errno.EAGAIN })
+    expect([1, 2].map(() => disk.readNow([new Uint8Array(4096)], 0))).toEqual([false, false])
+    expect(gave).toHaveLength(2)
+    disk.close()
+  })
+
+  it('nothing of which the page cache has but a part', () => {
+    const { disk } = watched(image(), { instead: 512 })
+    expect(disk.readNow([new Uint8Array(4096)], 0)).toBe(false)
+    disk.close()
+  })
+
+  it('nothing where the file system cannot tell, and does not ask twice', () => {
+    const { disk, gave } = watched(image(), { instead: -constants.errno.EOPNOTSUPP })
+    expect([1, 2].map(() => disk.readNow([new Uint8Array(4096)], 0))).toEqual([false, false])
+    expect(gave).toHaveLength(1)
+    disk.close()
+  })
+
+  it('nothing that is long, or in many buffers, or to go past the page cache', () => {
+    const { disk, gave } = watched(image(), { instead: 4096 })
+    expect(disk.readNow([new Uint8Array(16896)], 0)).toBe(false)
+    const small = Array.from({ length: 33 }, () => new Uint8Array(64))
+    expect(disk.readNow(small, 0)).toBe(false)
+    disk.close()
+    const direct = watched(image(), { direct: true, instead: 4096 })
+    expect(direct.disk.readNow([new Uint8Array(4096)], 0)).toBe(false)
+    direct.disk.close()
+    expect([...gave, ...direct.gave]).toEqual([])
+  })
+
+  it('into nothing but a list of bytes', () => {
+    const file = openImageFile(image(), false)
+    for (const wrong of [undefined, 5, [1], [new Uint16Array(4)], [new Uint8Array(new SharedArrayBuffer(8))]]) {
+      expect(() => file.readNow(wrong as unknown as Uint8Array[], 0, false)).toThrow(TypeError)
+    }
+    expect(() => file.readNow([new Uint8Array(8)], -1, false)).toThrow(RangeError)
+    file.close()
+    expect(file.readNow([new Uint8Array(8)], 0, false)).toBe(-constants.errno.EBADF)
+  })
 })
 
 it('of which less is there than when it was opened is an error, not a hang', async () => {

@@ -47,6 +47,17 @@ async function request({ memory, driver, registers }: SetUp, type: number, secto
   return memory.read(STATUS_BYTE, 1)[0]
 }
 
+/** Makes requests available that read the first sector. */
+function offerReads(memory: SetUp['memory'], driver: Driver, count: number): void {
+  for (let i = 0; i < count; i++) {
+    memory.write(HEADER + 16 * i, new Uint8Array(16))
+    driver.describe(3 * i, HEADER + 16 * i, 16, NEXT, 3 * i + 1)
+    driver.describe(3 * i + 1, DATA + SECTOR * i, SECTOR, NEXT | WRITE, 3 * i + 2)
+    driver.describe(3 * i + 2, STATUS_BYTE + i, 1, WRITE)
+    driver.offer(3 * i)
+  }
+}
+
 async function collect(driver: Driver, count = 1) {
   const used: { id: number; length: number }[] = []
   for (let turn = 0; used.length < count && turn < 100; turn++) {
@@ -90,6 +101,33 @@ describe('a disk', () => {
     expect(all.storage.bytes.subarray(-SECTOR).every(byte => byte === 0xab)).toBe(true)
     expect(await request(all, FLUSH, 0, 0)).toBe(OK)
     expect(all.storage.calls).toEqual(['read', 'write', 'flush'])
+  })
+
+  it('gives back what could be read at once in the same turn, with one interrupt for all', () => {
+    const { memory, driver, registers, storage } = setUp()
+    storage.now = true
+    offerReads(memory, driver, 5)
+    registers.set(REGISTER.QueueNotify, 0)
+    expect(driver.collect()).toHaveLength(5)
+    expect(registers.interrupts).toBe(1)
+    expect(memory.read(STATUS_BYTE, 5)).toEqual(new Uint8Array(5).fill(OK))
+    expect(storage.calls).toEqual(Array(5).fill('readNow'))
+  })
+
+  it('lets the event loop have its turn, also where the driver is as fast', async () => {
+    const { memory, driver, registers, storage } = setUp()
+    storage.now = true
+    offerReads(memory, driver, 1)
+    let reads = 0
+    const { readNow } = storage
+    storage.readNow = (...args) => {
+      if (++reads < 100) driver.offer(0)
+      return readNow.apply(storage, args)
+    }
+    registers.set(REGISTER.QueueNotify, 0)
+    expect(reads).toBe(LAYOUT.size)
+    for (let turn = 0; turn < 100 && reads < 100; turn++) await new Promise(setImmediate)
+    expect(reads).toBe(100)
   })
 
   it('takes a request however its bytes are spread over buffers', async () => {
@@ -169,13 +207,7 @@ describe('a disk', () => {
 
 it('gives back all that it works on before it is quiet, and nothing afterwards', async () => {
   const { memory, driver, registers } = setUp()
-  for (let i = 0; i < 5; i++) {
-    memory.write(HEADER + 16 * i, new Uint8Array(16))
-    driver.describe(3 * i, HEADER + 16 * i, 16, NEXT, 3 * i + 1)
-    driver.describe(3 * i + 1, DATA + SECTOR * i, SECTOR, NEXT | WRITE, 3 * i + 2)
-    driver.describe(3 * i + 2, STATUS_BYTE + i, 1, WRITE)
-    driver.offer(3 * i)
-  }
+  offerReads(memory, driver, 5)
   registers.set(REGISTER.QueueNotify, 0)
   await registers.transport.pause()
   expect(driver.collect()).toHaveLength(5)
@@ -200,6 +232,7 @@ it('whatever the driver does, writes to its buffers only, and comes back by a re
   for (let seed = 1; seed <= 100_000; seed++) {
     await registers.set(REGISTER.Status, 0)
     driver.scramble(seed)
+    storage.now = (seed & 32) !== 0
     // Headers that make sense are rare by chance.
     const header = HEADER + (seed % 8) * 16
     bytes.fill(0, header, header + 16)
