@@ -34,7 +34,7 @@ const needs = {
 }
 /** What does not depend on the extension, or takes too long, is tried with one of them, so that both are done at about the same time. */
 const ONLY = {
-  svm: ['examples.test.ts', 'net.test.ts', 'virtio-devices.test.ts', 'xen.test.ts'],
+  svm: ['block-device.test.ts', 'examples.test.ts', 'net.test.ts', 'virtio-devices.test.ts', 'xen.test.ts'],
   vmx: ['crash.test.ts'],
 }
 /**

@@ -30,9 +30,8 @@ const DIRECT_ALIGNMENT = 4096
 const NOW_MAX = 16 * 1024
 const NOW_BUFFERS_MAX = 32
 
-/** Magic numbers of the file systems that are memory (statfs(2)), whose files say that they know no RWF_NOWAIT. */
-const TMPFS = 0x01021994
-const RAMFS = 0x858458f6
+/** Magic numbers of the file systems that are memory (statfs(2)), whose files say that they know no RWF_NOWAIT: tmpfs, ramfs. */
+const MEMORY_FILE_SYSTEMS = [0x01021994, 0x858458f6]
 
 /** A disk image as it stands on the disk, byte for byte: a regular file or a block device. */
 export class RawImage implements BlockStorage {
@@ -71,7 +70,8 @@ export class RawImage implements BlockStorage {
   private constructor(file: ImageFile, fd: number, size: number, { field, path, readonly, direct }: RawImageOptions) {
     this.#file = file
     this.#fd = fd
-    this.#inMemory = [TMPFS, RAMFS].includes(statfsSync(path).type)
+    // The file that stands for a block device is in such a file system as a rule.
+    this.#inMemory = fstatSync(fd).isFile() && MEMORY_FILE_SYSTEMS.includes(statfsSync(path).type)
     this.size = size
     this.readonly = readonly
     this.#tells = !direct
