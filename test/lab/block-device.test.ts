@@ -5,10 +5,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { expect, it, onTestFinished } from 'vitest'
-import { openImageFile } from '../../lib/kvm/image-file.js'
 import { ensureAssets } from '../../lib/lab/assets.js'
 import type { Done } from '../../lib/storage/block-storage.js'
-import { type ImageFile, RawImage } from '../../lib/storage/raw-image.js'
+import { RawImage } from '../../lib/storage/raw-image.js'
+import { type ReadNow, watchedFiles } from '../unit/storage/watched-file.js'
 import { loadModules } from './load-modules.js'
 
 const DEVICE = '/dev/loop0'
@@ -27,18 +27,14 @@ it('a block device is a disk: its size, its content, its lock; it may have to wa
   await run(busybox.program, ['losetup', DEVICE, file])
   onTestFinished(async () => void (await run(busybox.program, ['losetup', '-d', DEVICE])))
 
-  const mayWait: boolean[] = []
-  const openFile = (path: string, writable: boolean): ImageFile => {
-    const file = openImageFile(path, writable)
-    const readNow = file.readNow.bind(file)
-    return Object.defineProperty(file, 'readNow', {
-      value: (...args: Parameters<ImageFile['readNow']>) => {
-        mayWait.push(args[2])
-        return readNow(...args)
-      },
-    })
+  const reads: ReadNow[] = []
+  const options = {
+    field: 'disks[0].path',
+    path: DEVICE,
+    readonly: false,
+    direct: false,
+    openFile: watchedFiles(reads),
   }
-  const options = { field: 'disks[0].path', path: DEVICE, readonly: false, direct: false, openFile }
   const disk = RawImage.open(options)
   expect(disk.size).toBe(SIZE)
   expect(() => RawImage.open(options)).toThrow('another program has it open')
@@ -50,7 +46,7 @@ it('a block device is a disk: its size, its content, its lock; it may have to wa
   bytes.fill(0)
   expect(disk.readNow([bytes], 8192)).toBe(true)
   expect(bytes).toEqual(new Uint8Array(content.subarray(8192, 8192 + 4096)))
-  expect(mayWait).toEqual([false])
+  expect(reads).toEqual([{ count: 4096, mayWait: false }])
 
   await wait(done => disk.write([new Uint8Array(512).fill(0xab)], SIZE - 512, done))
   await wait(done => disk.discard(0, 4096, done))

@@ -6,7 +6,8 @@ import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { openImageFile } from '../../../lib/kvm/image-file.js'
 import type { Done } from '../../../lib/storage/block-storage.js'
-import { type ImageFile, RawImage } from '../../../lib/storage/raw-image.js'
+import { RawImage } from '../../../lib/storage/raw-image.js'
+import { type ReadNow, watchedFiles } from './watched-file.js'
 
 let directory: string
 beforeAll(() => {
@@ -68,20 +69,11 @@ it('past the page cache, where the guest’s buffers allow it', async () => {
 })
 
 describe('reads at once', () => {
-  /** An image, and what `readNow` of its file gives; what it gives instead, where that is said. */
+  /** A disk, and what `readNow` of its file gave; with `instead`, that is what it gives. */
   function watched(path: string, { direct = false, instead }: { direct?: boolean; instead?: number } = {}) {
-    const gave: number[] = []
-    const openFile = (name: string, writable: boolean): ImageFile => {
-      const file = openImageFile(name, writable)
-      const readNow = file.readNow.bind(file)
-      const value = (...[buffers, offset, mayWait]: Parameters<ImageFile['readNow']>) => {
-        const count = instead ?? readNow(buffers, offset, mayWait)
-        gave.push(count)
-        return count
-      }
-      return Object.defineProperty(file, 'readNow', { value })
-    }
-    return { disk: RawImage.open({ field: 'disks[0].path', path, readonly: true, direct, openFile }), gave }
+    const reads: ReadNow[] = []
+    const openFile = watchedFiles(reads, instead)
+    return { disk: RawImage.open({ field: 'disks[0].path', path, readonly: true, direct, openFile }), reads }
   }
 
   it('what lies in memory, in a file system that is memory', () => {
@@ -91,28 +83,28 @@ describe('reads at once', () => {
       path,
       new Uint8Array(64 * 1024).map((_, i) => i / 512),
     )
-    const { disk, gave } = watched(path)
+    const { disk, reads } = watched(path)
     const [a, b] = [new Uint8Array(500), new Uint8Array(3596)]
     expect(disk.readNow([a, b], 512)).toBe(true)
     expect(Buffer.concat([a, b])).toEqual(readFileSync(path).subarray(512, 512 + 4096))
-    expect(gave).toEqual([4096])
+    expect(reads).toEqual([{ count: 4096, mayWait: true }])
     disk.close()
   })
 
   it('what the page cache has, where the file system tells', () => {
     const path = image()
     readFileSync(path)
-    const { disk, gave } = watched(path)
+    const { disk, reads } = watched(path)
     const bytes = new Uint8Array(4096)
     if (disk.readNow([bytes], 8192)) expect(bytes.every(byte => byte === 7)).toBe(true)
-    else expect(gave).toEqual([-constants.errno.EOPNOTSUPP])
+    else expect(reads).toEqual([{ count: -constants.errno.EOPNOTSUPP, mayWait: false }])
     disk.close()
   })
 
   it('nothing that the page cache does not have, but asks again', () => {
-    const { disk, gave } = watched(image(), { instead: -constants.errno.EAGAIN })
+    const { disk, reads } = watched(image(), { instead: -constants.errno.EAGAIN })
     expect([1, 2].map(() => disk.readNow([new Uint8Array(4096)], 0))).toEqual([false, false])
-    expect(gave).toHaveLength(2)
+    expect(reads).toHaveLength(2)
     disk.close()
   })
 
@@ -123,14 +115,14 @@ describe('reads at once', () => {
   })
 
   it('nothing where the file system cannot tell, and does not ask twice', () => {
-    const { disk, gave } = watched(image(), { instead: -constants.errno.EOPNOTSUPP })
+    const { disk, reads } = watched(image(), { instead: -constants.errno.EOPNOTSUPP })
     expect([1, 2].map(() => disk.readNow([new Uint8Array(4096)], 0))).toEqual([false, false])
-    expect(gave).toHaveLength(1)
+    expect(reads).toHaveLength(1)
     disk.close()
   })
 
   it('nothing that is long, or in many buffers, or to go past the page cache', () => {
-    const { disk, gave } = watched(image(), { instead: 4096 })
+    const { disk, reads } = watched(image(), { instead: 4096 })
     expect(disk.readNow([new Uint8Array(16896)], 0)).toBe(false)
     const small = Array.from({ length: 33 }, () => new Uint8Array(64))
     expect(disk.readNow(small, 0)).toBe(false)
@@ -138,7 +130,7 @@ describe('reads at once', () => {
     const direct = watched(image(), { direct: true, instead: 4096 })
     expect(direct.disk.readNow([new Uint8Array(4096)], 0)).toBe(false)
     direct.disk.close()
-    expect([...gave, ...direct.gave]).toEqual([])
+    expect([...reads, ...direct.reads]).toEqual([])
   })
 
   it('into nothing but a list of bytes', () => {
